@@ -1,6 +1,6 @@
 """The values that flow through the package.
 
-Shapes: B rows, L positions, V vocabulary with the mask token, N chosen positions in row-major order.
+Shapes: B rows, L positions, V vocabulary with the mask token, N chosen positions, row by row.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,14 +44,50 @@ class Loss:
 
 
 class Denoiser(Protocol):
-    """Reads noisy tokens, returns logits of the clean token AT each position."""
+    """Reads noisy tokens, returns logits of the clean token AT each position.
 
-    def __call__(self, tokens: Tensor, t: Tensor, where: Tensor | None = None) -> Tensor:
-        """tokens [B, L], t [B], where [B, L] bool -> [B, L, V], or [N, V] at `where`."""
+    The mask token has probability 0 in every prediction: its logit is -inf.
+    """
+
+    def __call__(
+        self,
+        tokens: Tensor,  # [B, L]
+        t: Tensor,  # [B]
+        where: Tensor | None = None,  # [B, L] bool
+        *,
+        segments: Tensor | None = None,  # [B, L]
+    ) -> Tensor:
+        """Logits [B, L, V], or [N, V] at the positions `where`."""
         ...
 
     def given(self, left: Tensor | None = None, right: Tensor | None = None) -> "Denoiser":
-        """The same denoiser, also seeing text before and after the tokens; [B, P] each."""
+        """The same denoiser, also seeing text [B, P] before and after the tokens."""
+        ...
+
+
+class Integrand(Protocol):
+    """What an objective wants to know of the logits at some positions."""
+
+    def __call__(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """logits [n, V] at positions `part` of [N] -> (nll [n] with gradient, correct [n])."""
+        ...
+
+
+class Trainable(Denoiser, Protocol):
+    """A denoiser that objectives can train: it never returns the logits of a whole batch."""
+
+    def score(
+        self,
+        tokens: Tensor,  # [B, L]
+        t: Tensor,  # [B]
+        where: Tensor,  # [B, L] bool
+        targets: Tensor,  # [N] clean tokens at `where`
+        weights: Tensor,  # [N]
+        *,
+        segments: Tensor | None = None,  # [B, L]
+        integrand: Integrand | None = None,  # cross-entropy of the targets if None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scalar sum of weights * nll with gradient; nll [N]; correct [N] bool."""
         ...
 
 
@@ -61,17 +97,25 @@ class Step(Protocol):
     `exact`: with a perfect denoiser, and as steps get small, it samples the model's own law.
     """
 
-    exact: bool
+    @property
+    def exact(self) -> bool: ...
 
-    def __call__(self, canvas: Canvas, logits: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
-        """logits [N, V] at the noisy positions; t > s [B], the times before and after."""
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        """[B, L] bool, the positions whose logits the rule needs; t > s, [B] each."""
+        ...
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        """logits [N, V] at the positions `where`, which `wanted` named; same rng."""
         ...
 
 
 class Objective(Protocol):
-    """Turns a batch into a loss, calling the denoiser itself."""
+    """Turns a batch into a loss, calling the denoiser itself; rng has one key, the run's."""
 
-    def __call__(self, denoiser: Denoiser, batch: Batch, rng: Rng) -> Loss: ...
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss: ...
 
 
-Filter = Callable[[Tensor, Canvas], Tensor]  # logits [N, V] at the noisy positions -> new logits
+# logits [N, V] at the positions `where` [B, L] of a canvas -> new logits
+Filter = Callable[[Tensor, Canvas, Tensor], Tensor]

@@ -1,0 +1,251 @@
+"""What noise does to a token, and how to undo it: masked, uniform and hybrid in one frame.
+
+Every corruption here has the kernel (x_0 the clean token, x_t the noisy one)
+
+    q(x_t | x_0) = alpha_t [x_t = x_0] + noise_t(x_t),   sum of noise_t = 1 - alpha_t,
+
+where noise_t puts `mask` on the mask token and spreads `spread` evenly over all other tokens. From
+it follow one posterior and one integrand of the bound on -log p(x_0). Logits are always read as
+log p(x_0 | x_t), the clean token given ALL of x_t, its own position included.
+
+Shapes: everything is elementwise over leading dimensions; p0 and logp have V last.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import ConfigError
+from sfumato.rng import Rng
+from sfumato.schedules import Linear, Schedule, reveal_rate
+
+
+class Kernel(NamedTuple):
+    """The parts of q at times t, each shaped like t; the d-fields are derivatives in t."""
+
+    alpha: Tensor
+    mask: Tensor  # noise on the mask token
+    spread: Tensor  # noise on all other tokens together
+    dalpha: Tensor
+    dmask: Tensor
+    dspread: Tensor
+
+
+class Corruption(Protocol):
+    """Protocol of a corruption; see the classes below."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def absorbing(self) -> bool: ...  # noise is the mask token only, so noisy tokens are known
+
+    def kernel(self, t: Tensor) -> Kernel: ...
+    def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor: ...
+    def corrupt(self, x0: Tensor, t: Tensor, rng: Rng) -> Tensor: ...
+    def posterior(self, p0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor: ...
+    def bound(self, logp: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor: ...
+
+
+def _noise_vector(like: Tensor, mask: Tensor, spread: Tensor, mask_id: int) -> Tensor:
+    """noise_t as a vector over V, broadcast to `like` [..., V]."""
+    vocab_size = like.shape[-1]
+    noise = (spread / (vocab_size - 1))[..., None].expand(like.shape).clone()
+    noise[..., mask_id] = mask.expand(like.shape[:-1])
+    return noise
+
+
+def _noise_at(tokens: Tensor, mask: Tensor, spread: Tensor, mask_id: int, vocab: int) -> Tensor:
+    """noise_t of each token."""
+    return torch.where(tokens == mask_id, mask, spread / (vocab - 1))
+
+
+def _posterior(corruption: Corruption, p0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """p(x_s | x_t) = q(x_t | x_s) sum over x_0 of q(x_s | x_0) p0 / q(x_t | x_0), s < t.
+
+    p0 [..., V] = p(x_0 | x_t); t, s shaped like xt. Austin et al. (arXiv 2107.03006), eq. 3-4.
+    """
+    mask_id, vocab = corruption.mask_id, corruption.vocab_size
+    now, then = corruption.kernel(t), corruption.kernel(s)
+    onehot = torch.nn.functional.one_hot(xt, vocab).to(p0.dtype)
+    noise_now = _noise_at(xt, now.mask, now.spread, mask_id, vocab)[..., None]
+    noise_then = _noise_vector(p0, then.mask, then.spread, mask_id)
+    forward = now.alpha[..., None] * onehot + noise_now  # q(x_t | x_0) over x_0
+    ratio = (now.alpha / then.alpha)[..., None]
+    jump = ratio * onehot + (noise_now - ratio * noise_then.gather(-1, xt[..., None]))
+    # a revealed token under masking: q is 0 for every other x_0, and so is their weight
+    weight = torch.where(forward > 0, p0 / forward.clamp_min(1e-300), torch.zeros_like(p0))
+    law = jump.clamp_min(0) * (
+        then.alpha[..., None] * weight + noise_then * weight.sum(-1, keepdim=True)
+    )
+    return law / law.sum(-1, keepdim=True)
+
+
+def _bound(corruption: Corruption, logp: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+    """The integrand over t of the bound on -log p(x_0), nats, never negative.
+
+    Relative entropy of the true reverse jump rates from the modelled ones (Campbell et al., arXiv
+    2205.14987; with x_0 mixed over the model's posterior, as in GIDD, arXiv 2503.04482):
+    rate into x_t times the sum over y != x_t of  model_y - true_y + true_y log(true_y / model_y).
+    """
+    mask_id, vocab = corruption.mask_id, corruption.vocab_size
+    k = corruption.kernel(t)
+    noise_xt = _noise_at(xt, k.mask, k.spread, mask_id, vocab)
+    dnoise_xt = _noise_at(xt, k.dmask, k.dspread, mask_id, vocab)
+    rate = dnoise_xt - k.dalpha / k.alpha * noise_xt  # forward rate of jumping into x_t
+    noise = _noise_vector(logp, k.mask, k.spread, mask_id)
+    onehot_t = torch.nn.functional.one_hot(xt, vocab).to(logp.dtype)
+    forward = k.alpha[..., None] * onehot_t + noise_xt[..., None]  # q(x_t | x_0) over x_0
+    weight = torch.where(forward > 0, logp.exp() / forward.clamp_min(1e-300), 0.0)
+    model = k.alpha[..., None] * weight + noise * weight.sum(-1, keepdim=True)
+    onehot_0 = torch.nn.functional.one_hot(x0, vocab).to(logp.dtype)
+    true = (k.alpha[..., None] * onehot_0 + noise) / forward.gather(-1, x0[..., None])
+    log_ratio = true.clamp_min(1e-300).log() - model.clamp_min(1e-300).log()
+    terms = model - true + true * log_ratio
+    terms = terms.masked_fill(onehot_t.bool(), 0.0)
+    return (rate * terms.sum(-1)).clamp_min(0)  # rounding can leave -1e-9
+
+
+def _any_other(corruption: Corruption, u: Tensor) -> Tensor:
+    """Any token but the mask, all equally likely, from u uniform in (0, 1)."""
+    tokens = (u * (corruption.vocab_size - 1)).long()
+    return tokens + (tokens >= corruption.mask_id)
+
+
+def _mixed(corruption: Corruption, x0: Tensor, t: Tensor, rng: Rng) -> Tensor:
+    """x_t given x_0: [B, L] tokens and times [B] or [B, L], two draws a position."""
+    k = corruption.kernel(t.double() if t.dim() == 2 else t.double()[:, None].expand(x0.shape))
+    u, v = rng.fold(0).uniform(x0.shape[1]), rng.fold(1).uniform(x0.shape[1])
+    noisy = torch.where(u < k.alpha + k.spread, _any_other(corruption, v), corruption.mask_id)
+    return torch.where(u < k.alpha, x0, noisy)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Tokens turn into the mask token, one by one, and stay it (MDLM, arXiv 2406.07524)."""
+
+    vocab_size: int
+    mask_id: int
+    schedule: Schedule = field(default_factory=Linear)
+    absorbing = True
+
+    def __post_init__(self):
+        _check_vocabulary(self)
+
+    def kernel(self, t: Tensor) -> Kernel:
+        alpha, dalpha = self.schedule.alpha(t), self.schedule.dalpha(t)
+        zero = torch.zeros_like(alpha)
+        return Kernel(alpha, 1 - alpha, zero, dalpha, -dalpha, zero)
+
+    def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
+        return torch.full(shape, self.mask_id, dtype=torch.int64, device=rng.keys.device)
+
+    def corrupt(self, x0: Tensor, t: Tensor, rng: Rng) -> Tensor:
+        u = rng.fold(0).uniform(x0.shape[1])
+        alpha = self.schedule.alpha(t.double())
+        return torch.where(u < (alpha if t.dim() == 2 else alpha[:, None]), x0, self.mask_id)
+
+    def posterior(self, p0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        reveal = torch.where(xt == self.mask_id, reveal_rate(self.schedule, t, s), 1.0)[..., None]
+        law = reveal.to(p0.dtype) * p0
+        law[..., self.mask_id] += (1 - reveal[..., 0]).to(p0.dtype)
+        onehot = torch.nn.functional.one_hot(xt, self.vocab_size).to(p0.dtype)
+        return torch.where((xt == self.mask_id)[..., None], law, onehot)
+
+    def bound(self, logp: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """-alpha' / (1 - alpha) times the cross-entropy at masked positions (MDLM, eq. 11)."""
+        weight = -self.schedule.dalpha(t) / (1 - self.schedule.alpha(t))
+        nll = -logp.gather(-1, x0[..., None])[..., 0]
+        return torch.where(xt == self.mask_id, weight * nll, torch.zeros_like(nll))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Tokens turn into any token but the mask, again and again (D3PM, UDLM, arXiv 2412.10193)."""
+
+    vocab_size: int
+    mask_id: int
+    schedule: Schedule = field(default_factory=Linear)
+    absorbing = False
+
+    def __post_init__(self):
+        _check_vocabulary(self)
+
+    def kernel(self, t: Tensor) -> Kernel:
+        alpha, dalpha = self.schedule.alpha(t), self.schedule.dalpha(t)
+        zero = torch.zeros_like(alpha)
+        return Kernel(alpha, zero, 1 - alpha, dalpha, zero, -dalpha)
+
+    def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
+        return _any_other(self, rng.uniform(shape[1]))
+
+    corrupt = _mixed
+    posterior = _posterior
+    bound = _bound
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Mask and uniform noise mixed, so that a model learns to correct itself (GIDD, 2503.04482).
+
+    With p the noise rate of `schedule` and c = 2 ** gamma p_u / (1 - p_u) (p (1 - p)) ** (gamma/2):
+    alpha = (1 - p) / (1 + c), mask = p / (1 + c), spread = c / (1 + c); p_u is the share of uniform
+    noise at p = 1/2 (GIDD eq. 9-10, with t replaced by p).
+    """
+
+    vocab_size: int
+    mask_id: int
+    schedule: Schedule = field(default_factory=Linear)
+    uniform_share: float = 0.1
+    gamma: float = 1.0
+    absorbing = False
+
+    def __post_init__(self):
+        _check_vocabulary(self)
+        if not 0 < self.uniform_share < 1:
+            raise ConfigError(
+                f"uniform_share must be between 0 and 1, got {self.uniform_share}; "
+                "for 0 use Masked, for 1 use Uniform"
+            )
+        if not self.gamma > 0:
+            raise ConfigError(f"gamma must be positive, got {self.gamma}; use 1")
+
+    def kernel(self, t: Tensor) -> Kernel:
+        p, dp = 1 - self.schedule.alpha(t), -self.schedule.dalpha(t)
+        scale = 2**self.gamma * self.uniform_share / (1 - self.uniform_share)
+        both = (p * (1 - p)).clamp_min(1e-12)  # keeps dc finite at the ends
+        c = scale * both ** (self.gamma / 2) * (p * (1 - p) > 0)
+        dc = scale * self.gamma / 2 * both ** (self.gamma / 2 - 1) * (1 - 2 * p) * dp
+        total = 1 + c
+        alpha, mask, spread = (1 - p) / total, p / total, c / total
+        return Kernel(
+            alpha,
+            mask,
+            spread,
+            (-dp - alpha * dc) / total,
+            (dp - mask * dc) / total,
+            (dc - spread * dc) / total,
+        )
+
+    def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
+        return torch.full(shape, self.mask_id, dtype=torch.int64, device=rng.keys.device)
+
+    corrupt = _mixed
+    posterior = _posterior
+    bound = _bound
+
+
+def _check_vocabulary(corruption: Masked | Uniform | Hybrid) -> None:
+    if corruption.vocab_size < 2 or not 0 <= corruption.mask_id < corruption.vocab_size:
+        raise ConfigError(
+            f"mask_id must be one of the {corruption.vocab_size} tokens of the vocabulary, got "
+            f"{corruption.mask_id}; count the mask token in vocab_size"
+        )
+
+
+CORRUPTIONS = {"masked": Masked, "uniform": Uniform, "hybrid": Hybrid}

@@ -1,0 +1,192 @@
+"""From a network to a denoiser: what it sees, and how its output is read.
+
+A denoiser maps noisy tokens to logits of the clean token at each position. Wrappers differ in what
+text they show the network (`given`), not in what callers must know.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.models.attend import HIDDEN, Attend, Causal
+from sfumato.types import Integrand
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Leave-one-out attention over 2L positions: the tokens, then L masks that shadow them.
+
+    Tokens see tokens. A shadow sees itself and every token but the one it stands for, so its output
+    is the prediction at that position as if it were masked (WINO, arXiv 2507.18578).
+    """
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
+        length = query.shape[1] // 2
+        itself = torch.eye(length, dtype=torch.bool, device=query.device)
+        none = torch.zeros_like(itself)
+        seen = torch.cat((torch.cat((~none, none), 1), torch.cat((~itself, itself), 1)), 0)
+        return seen[None]
+
+
+@dataclass(frozen=True)
+class Full:
+    """Joins the text around the tokens to them and runs the network over all of it."""
+
+    model: nn.Module
+    mask_id: int
+    left: Tensor | None = None  # [B, P]
+    right: Tensor | None = None  # [B, Q]
+    left_hidden: Tensor | None = None  # [B, P] bool, left padding
+    shift: bool = False  # an autoregressive network: its output at i is about i + 1
+    attend: Attend | None = None
+
+    def given(
+        self,
+        left: Tensor | None = None,
+        right: Tensor | None = None,
+        left_hidden: Tensor | None = None,
+    ) -> "Full":
+        """Also seeing `left` before and `right` after the tokens; [B, P], padded on the left."""
+        if left is not None:
+            if left_hidden is None:
+                left_hidden = torch.zeros_like(left, dtype=torch.bool)
+            if self.left is not None and self.left_hidden is not None:
+                left = torch.cat((self.left, left), 1)
+                left_hidden = torch.cat((self.left_hidden, left_hidden), 1)
+        else:
+            left, left_hidden = self.left, self.left_hidden
+        if right is None:
+            right = self.right
+        elif self.right is not None:
+            right = torch.cat((right, self.right), 1)
+        return replace(self, left=left, right=right, left_hidden=left_hidden)
+
+    def __call__(
+        self,
+        tokens: Tensor,  # [B, L]
+        t: Tensor,  # [B]
+        where: Tensor | None = None,  # [B, L] bool
+        *,
+        segments: Tensor | None = None,  # [B, L]
+    ) -> Tensor:
+        """Logits [B, L, V] or [N, V]; rows without a wanted position cost nothing."""
+        wanted = torch.ones_like(tokens, dtype=torch.bool) if where is None else where
+        active = wanted.any(1)
+        if not bool(active.all()):
+            rows = active.nonzero()[:, 0]
+            return self._select(rows)(
+                tokens[rows], t[rows], wanted[rows], segments=_rows(segments, rows)
+            )
+        joined, joined_segments, at = self._join(tokens, segments, wanted)
+        logits = self._network(joined, t, joined_segments, at)
+        return logits if where is not None else logits.view(*tokens.shape, -1)
+
+    def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        """Logits [N, V] at `where`, each as if its own position were masked: one wide forward."""
+        joined, segments, at = self._join(tokens, None, where)
+        batch, length = joined.shape
+        positions = torch.arange(length, device=tokens.device)[None].expand(batch, length)
+        if segments is not None:
+            positions = ((segments != HIDDEN).long().cumsum(1) - 1).clamp_min(0)
+            segments = torch.cat((segments, segments), 1)
+        masks = torch.full_like(joined, self.mask_id)
+        logits = self.model(
+            torch.cat((joined, masks), 1),
+            t=t,
+            segments=segments,
+            positions=torch.cat((positions, positions), 1),
+            where=torch.cat((torch.zeros_like(at), at), 1),
+            attend=Shadow(),
+        ).logits
+        return self._without_mask(logits)
+
+    def score(
+        self,
+        tokens: Tensor,  # [B, L]
+        t: Tensor,  # [B]
+        where: Tensor,  # [B, L] bool
+        targets: Tensor,  # [N]
+        weights: Tensor,  # [N]
+        *,
+        segments: Tensor | None = None,  # [B, L]
+        integrand: Integrand | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of weights * nll with gradient, nll [N], correct [N]; logits live in chunks only."""
+        joined, joined_segments, at = self._join(tokens, segments, where)
+        out = self.model(
+            self._shifted(joined, joined_segments),
+            t=t,
+            segments=joined_segments,
+            where=at,
+            labels=targets,
+            weights=weights,
+            excluded=(self.mask_id,),
+            integrand=integrand,
+            attend=self.attend,
+        )
+        return out.loss, out.nll, out.correct
+
+    def _select(self, rows: Tensor) -> "Full":
+        return replace(
+            self,
+            left=_rows(self.left, rows),
+            right=_rows(self.right, rows),
+            left_hidden=_rows(self.left_hidden, rows),
+        )
+
+    def _join(
+        self, tokens: Tensor, segments: Tensor | None, where: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """[left, tokens, right], their segments, and `where` among them."""
+        if self.left is None and self.right is None:
+            return tokens, segments, where
+        if segments is None:
+            segments = torch.zeros_like(tokens)
+        parts, kinds, wanted = [tokens], [segments], [where]
+        if self.left is not None and self.left_hidden is not None:
+            parts.insert(0, self.left)
+            first = segments[:, :1].expand(self.left.shape)
+            kinds.insert(0, first.masked_fill(self.left_hidden, HIDDEN))
+            wanted.insert(0, torch.zeros_like(self.left_hidden))
+        if self.right is not None:
+            parts.append(self.right)
+            kinds.append(segments[:, -1:].expand(self.right.shape))
+            wanted.append(torch.zeros_like(self.right, dtype=torch.bool))
+        together = torch.cat(kinds, 1)
+        alone = not bool((together != together[:, :1]).any())
+        return torch.cat(parts, 1), None if alone else together, torch.cat(wanted, 1)
+
+    def _shifted(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
+        """For an autoregressive network: the token before each; a document starts at mask_id."""
+        if not self.shift:
+            return tokens
+        before = torch.roll(tokens, 1, dims=1)
+        starts = torch.zeros_like(tokens, dtype=torch.bool)
+        starts[:, 0] = True
+        if segments is not None:
+            starts = starts | (segments != torch.roll(segments, 1, dims=1))
+        return before.masked_fill(starts, self.mask_id)
+
+    def _network(self, tokens: Tensor, t: Tensor, segments: Tensor | None, where: Tensor) -> Tensor:
+        out = self.model(
+            self._shifted(tokens, segments),
+            t=t,
+            segments=segments,
+            where=where,
+            attend=self.attend,
+        )
+        return self._without_mask(out.logits)
+
+    def _without_mask(self, logits: Tensor) -> Tensor:
+        never = torch.arange(logits.shape[-1], device=logits.device) == self.mask_id
+        return logits.float().masked_fill(never, -torch.inf)
+
+
+def autoregressive(model: nn.Module, mask_id: int) -> Full:
+    """A causal network read as a denoiser: logits at i are about token i, given all before it."""
+    return Full(model, mask_id, shift=True, attend=Causal())
+
+
+def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor[rows]

@@ -1,0 +1,133 @@
+"""Changes of the logits before anything is decided from them.
+
+A filter takes logits [N, V] at the positions `where` [B, L] of a canvas and returns new logits;
+nothing is modified in place, so the order of filters is the only thing that matters.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import ConfigError
+from sfumato.types import Canvas
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Divide by the temperature; 0 leaves the most likely token only (greedy)."""
+
+    value: float
+
+    def __post_init__(self):
+        if not (self.value >= 0 and math.isfinite(self.value)):
+            raise ConfigError(f"temperature must be 0 or more, got {self.value}; 0 is greedy")
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        if self.value > 0:
+            return logits / self.value
+        best = logits.argmax(-1, keepdim=True)  # the first of equals: nothing is left to chance
+        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the k most likely tokens; of equals at the border, those with lower ids."""
+
+    k: int
+
+    def __post_init__(self):
+        if self.k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {self.k}; leave it out to keep all")
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        if self.k >= logits.shape[-1]:
+            return logits
+        order = logits.sort(-1, descending=True, stable=True).indices[:, : self.k]
+        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, True)
+        return logits.masked_fill(~kept, -torch.inf)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """Keep the smallest set of tokens whose probability reaches p; at least one (nucleus)."""
+
+    p: float
+
+    def __post_init__(self):
+        if not 0 < self.p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], got {self.p}; 1 keeps all")
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        if self.p == 1:
+            return logits
+        values, order = logits.sort(-1, descending=True, stable=True)
+        probs = values.float().softmax(-1)
+        before = probs.cumsum(-1) - probs  # what more likely tokens already hold
+        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before < self.p)
+        return logits.masked_fill(~kept, -torch.inf)
+
+
+@dataclass(frozen=True)
+class MinP:
+    """Keep tokens at least p times as likely as the likeliest (arXiv 2407.01082)."""
+
+    p: float
+
+    def __post_init__(self):
+        if not 0 <= self.p <= 1:
+            raise ConfigError(f"min_p must be in [0, 1], got {self.p}; 0 keeps all")
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        if self.p == 0:
+            return logits
+        floor = logits.amax(-1, keepdim=True) + math.log(self.p)
+        return logits.masked_fill(logits < floor, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Make tokens that the canvas already shows less likely: logits / penalty where positive,
+    times penalty where negative (CTRL, arXiv 1909.05858)."""
+
+    penalty: float
+
+    def __post_init__(self):
+        if not self.penalty > 0:
+            raise ConfigError(f"repetition_penalty must be positive, got {self.penalty}; 1 is none")
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        rows = where.nonzero()[:, 0]
+        shown = torch.zeros(len(canvas.tokens), logits.shape[-1], dtype=torch.bool).to(rows.device)
+        at, place = (~canvas.noisy).nonzero(as_tuple=True)
+        shown[at, canvas.tokens[at, place]] = True
+        lower = torch.where(logits > 0, logits / self.penalty, logits * self.penalty)
+        return torch.where(shown[rows], lower, logits)
+
+
+@dataclass(frozen=True)
+class Suppress:
+    """Tokens that are never written: special ids, words a user bans."""
+
+    ids: tuple[int, ...]
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        if not self.ids:
+            return logits
+        return logits.index_fill(-1, torch.tensor(self.ids, device=logits.device), -torch.inf)
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Tokens that positions of every row must become: {position: token id}."""
+
+    tokens: tuple[tuple[int, int], ...]
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        places = where.nonzero()[:, 1]
+        for position, token in self.tokens:
+            only = torch.full_like(logits[:1], -torch.inf)
+            only[:, token] = 0.0
+            logits = torch.where((places == position)[:, None], only, logits)
+        return logits

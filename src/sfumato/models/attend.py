@@ -1,0 +1,98 @@
+"""Which positions see which: an attention pattern is a value.
+
+Every pattern is intersected with the segments: a position sees only positions of its own document,
+and hidden positions (segment -1, padding) are seen by none.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import ConfigError, near
+
+HIDDEN = -1  # the segment of padding
+
+
+class Attend(Protocol):
+    """A pattern over positions, not over indices: left padding and caches do not change it."""
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """Positions [B, Q] and [B, K] -> [B, Q, K] bool, True where seen; None: all seen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every position sees every position."""
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Every position sees itself and earlier ones."""
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
+        return key[:, None, :] <= query[:, :, None]
+
+
+@dataclass(frozen=True)
+class BlockCausal:
+    """Every position sees its own block of `size` positions and earlier blocks (BD3-LM)."""
+
+    size: int
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ConfigError(f"block size must be at least 1, got {self.size}")
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
+        return key[:, None, :] // self.size <= query[:, :, None] // self.size
+
+
+ATTENDS = {"full": Full, "causal": Causal, "block_causal": BlockCausal}
+
+
+def attend_from(name: str, block_size: int | None = None) -> Attend:
+    """The pattern a model's config names."""
+    if name not in ATTENDS:
+        raise ConfigError(f"unknown attention pattern '{name}'{near(name, ATTENDS)}")
+    if name == "block_causal":
+        if block_size is None:
+            raise ConfigError("attention 'block_causal' needs block_size; set it, for instance 16")
+        return BlockCausal(block_size)
+    return ATTENDS[name]()
+
+
+def attention_allowed(
+    attend: Attend,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    query_segments: Tensor | None = None,
+    key_segments: Tensor | None = None,
+) -> Tensor | None:
+    """[B, 1, Q, K] bool for scaled dot product attention, or None where everything is seen.
+
+    A hidden query sees itself alone, so that its softmax is defined; nobody reads it.
+    """
+    allowed = attend.allowed(query_positions, key_positions)
+    if query_segments is not None and key_segments is not None:
+        same = query_segments[:, :, None] == key_segments[:, None, :]
+        same = same & (key_segments[:, None, :] != HIDDEN)
+        allowed = same if allowed is None else allowed & same
+        itself = query_positions[:, :, None] == key_positions[:, None, :]
+        allowed = allowed | (itself & (query_segments[:, :, None] == HIDDEN))
+    return None if allowed is None else allowed[:, None]
+
+
+def positions_from(segments: Tensor) -> Tensor:
+    """Positions [B, L] that count visible tokens from 0, so left padding shifts nothing."""
+    return ((segments != HIDDEN).long().cumsum(1) - 1).clamp_min(0)
+
+
+def row_positions(batch: int, start: int, length: int, device: torch.device) -> Tensor:
+    """Positions start..start+length-1 for every row, [B, L]."""
+    return torch.arange(start, start + length, device=device)[None].expand(batch, length)

@@ -1,0 +1,101 @@
+"""Cross-entropy of the output head, without ever holding the logits of all positions.
+
+The head of a small model costs more memory than all the rest: [N, V] floats, several times over.
+Here it runs in chunks of positions, and each chunk's gradient is made at once, in the same pass.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sfumato.types import Integrand
+
+CHUNK = 1024  # positions; 1024 x 8192 float32 logits are 32 MB
+
+
+class Scored(NamedTuple):
+    value: Tensor  # scalar, sum of weights * nll: backpropagate this
+    nll: Tensor  # [N] nats, no gradient
+    correct: Tensor  # [N] bool, the clean token is the most likely one
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """sum_i weights_i * nll_i of softmax(hidden @ head.T); gradients are made in the forward."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, targets, weights, excluded):  # type: ignore[override]
+        need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        count, compute = len(hidden), hidden.dtype
+        weight = head.to(compute)
+        nll = torch.empty(count, dtype=torch.float32, device=hidden.device)
+        correct = torch.empty(count, dtype=torch.bool, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if need else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if need else None
+        for start in range(0, count, CHUNK):
+            part = slice(start, min(start + CHUNK, count))
+            logits = (hidden[part] @ weight.T).float()
+            if excluded:
+                logits[:, list(excluded)] = -torch.inf
+            wanted = targets[part, None]
+            correct[part] = logits.argmax(-1) == wanted[:, 0]
+            logp = logits.log_softmax(-1)
+            nll[part] = -logp.gather(-1, wanted)[:, 0]
+            if need:
+                scale = weights[part, None].float()
+                grad = logp.exp_().mul_(scale)
+                grad.scatter_add_(-1, wanted, -scale)
+                grad = grad.to(compute)
+                grad_hidden[part] = grad @ weight
+                grad_head += (grad.T @ hidden[part]).float()
+        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.mark_non_differentiable(nll, correct)
+        return (weights.float() * nll).sum(), nll, correct
+
+    @staticmethod
+    def backward(ctx, grad_value, grad_nll, grad_correct):  # type: ignore[override]
+        grad_hidden, grad_head = ctx.saved_tensors
+        return (
+            grad_hidden * grad_value.to(grad_hidden.dtype),
+            grad_head * grad_value,
+            None,
+            None,
+            None,
+        )
+
+
+def score_integrand(
+    hidden: Tensor,  # [N, D]
+    head: nn.Module,
+    weights: Tensor,  # [N]
+    integrand: Integrand,
+) -> Scored:
+    """Any integrand of the logits, in chunks whose logits are made again in the backward pass."""
+    value = hidden.new_zeros((), dtype=torch.float32)
+    nlls, corrects = [], []
+    for start in range(0, len(hidden), CHUNK):
+        part = slice(start, min(start + CHUNK, len(hidden)))
+
+        def piece(h: Tensor, part: slice = part) -> tuple[Tensor, Tensor]:
+            return integrand(head(h).float(), part)
+
+        nll, correct = checkpoint(piece, hidden[part], use_reentrant=False)  # type: ignore[misc]
+        value = value + (weights[part] * nll).sum()
+        nlls.append(nll.detach())
+        corrects.append(correct)
+    return Scored(value, torch.cat(nlls), torch.cat(corrects))
+
+
+def score_hidden(
+    hidden: Tensor,  # [N, D]
+    head: Tensor,  # [V, D]
+    targets: Tensor,  # [N]
+    weights: Tensor,  # [N]
+    excluded: tuple[int, ...] = (),
+) -> Scored:
+    """Cross-entropy of softmax(hidden @ head.T) in chunks, in the dtype that autocast asks for."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return Scored(*_ChunkedCrossEntropy.apply(hidden, head, targets, weights, excluded))

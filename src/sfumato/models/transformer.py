@@ -1,0 +1,418 @@
+"""The backbone: one modern transformer for diffusion and autoregression alike.
+
+Pre-norm RMSNorm, rotary positions, normalised queries and keys, gated MLP, tied embeddings,
+output projections that start at zero. It is a Hugging Face model: `save_pretrained`,
+`from_pretrained`, `push_to_hub`, PEFT and FSDP work unchanged.
+
+Shapes: B rows, L positions, D width, H heads, E head width, V vocabulary, P cached positions,
+N positions at which an output is wanted.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from sfumato.errors import ConfigError, near
+from sfumato.models.attend import (
+    HIDDEN,
+    Attend,
+    attend_from,
+    attention_allowed,
+    positions_from,
+    row_positions,
+)
+from sfumato.models.head import score_hidden, score_integrand
+from sfumato.types import Integrand
+
+# name -> width, layers, heads: the six sizes of the "diffusion-llm" project, with its 4x MLP turned
+# into a gated one of the same number of weights (8/3 of the width, rounded up to a multiple of 64)
+SIZES = {
+    "tiny": (256, 4, 4),
+    "small": (384, 6, 6),
+    "medium": (512, 8, 8),
+    "large": (640, 10, 10),
+    "xlarge": (768, 12, 12),
+    "xxlarge": (1024, 16, 16),
+}
+
+
+class TransformerConfig(PreTrainedConfig):
+    """Everything needed to build the network, and how its outputs are to be read."""
+
+    model_type = "sfumato"
+    attribute_map = {"block_length": "block_size"}  # noqa: RUF012 (the base class's form)
+
+    def __init__(
+        self,
+        vocab_size: int = 8192,
+        hidden_size: int = 384,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 6,
+        intermediate_size: int | None = None,
+        max_position_embeddings: int = 1024,
+        rope_theta: float = 10000.0,
+        rms_norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        time_conditioned: bool = False,
+        attention: str = "full",
+        block_size: int | None = None,
+        objective: str = "masked",
+        corruption: dict | None = None,
+        mask_token_id: int | None = None,
+        tie_word_embeddings: bool = True,
+        **kwargs,
+    ):
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size or 64 * math.ceil(hidden_size * 8 / 3 / 64)
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
+        self.dropout = dropout
+        self.time_conditioned = time_conditioned
+        self.attention = attention
+        self.block_size = block_size
+        self.objective = objective
+        self.corruption = corruption or {"name": "masked", "schedule": {"name": "linear"}}
+        self.mask_token_id = mask_token_id
+        if hidden_size % (2 * num_attention_heads):
+            raise ConfigError(
+                f"hidden_size {hidden_size} must be an even multiple of num_attention_heads "
+                f"{num_attention_heads}: rotary positions pair the coordinates of a head"
+            )
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @classmethod
+    def of_size(cls, size: str, **options) -> "TransformerConfig":
+        """One of `SIZES`, for instance `of_size("small", vocab_size=4096)`."""
+        if size not in SIZES:
+            raise ConfigError(f"unknown model size '{size}'{near(size, SIZES)}")
+        width, layers, heads = SIZES[size]
+        shape = {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+        }
+        return cls(**(shape | options))
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of text already read; a value: extending it makes a new one."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]  # each [B, H, P, E]
+    positions: Tensor  # [B, P]
+    segments: Tensor | None  # [B, P]
+
+    @property
+    def length(self) -> int:
+        return self.positions.shape[1]
+
+    def extend(self, new: "KeyValues") -> "KeyValues":
+        """These, then the new ones."""
+        pairs = zip(self.layers, new.layers, strict=True)
+        layers = tuple((torch.cat((k, k2), 2), torch.cat((v, v2), 2)) for (k, v), (k2, v2) in pairs)
+        segments = None
+        if self.segments is not None and new.segments is not None:
+            segments = torch.cat((self.segments, new.segments), 1)
+        return KeyValues(layers, torch.cat((self.positions, new.positions), 1), segments)
+
+
+@dataclass
+class DiffusionOutput(ModelOutput):
+    """What `forward` returns; `logits` is [B, L, V], or [N, V] when `where` is given."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    nll: Tensor | None = None  # [N], with labels
+    correct: Tensor | None = None  # [N] bool, with labels
+    key_values: KeyValues | None = None
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, L, width / 2] of rotary positions (Su et al., arXiv 2104.09864)."""
+    exponent = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angle = positions[:, None, :, None].float() * theta**-exponent
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + E/2}) of [B, H, L, E] by their angles."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.width = config.hidden_size // self.heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.query_norm = RMSNorm(self.width, config.rms_norm_eps)
+        self.key_norm = RMSNorm(self.width, config.rms_norm_eps)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L, D] -> queries, keys, values, each [B, H, L, E]."""
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.width).unbind(2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q = rotate(self.query_norm(q), cos, sin).to(v.dtype)
+        k = rotate(self.key_norm(k), cos, sin).to(v.dtype)
+        return q, k, v
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = Mlp(config)
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x: Tensor,  # [B, L, D]
+        cos: Tensor,
+        sin: Tensor,
+        allowed: Tensor | None,
+        causal: bool = False,
+        past: tuple[Tensor, Tensor] | None = None,
+        index: Tensor | None = None,  # [N] flat positions wanted; the last block computes no others
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        q, k, v = self.attention.project(self.attention_norm(x), cos, sin)
+        new = (k, v)
+        if past is not None:
+            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if index is not None:
+            mixed, x = mixed.flatten(0, 1)[index], x.flatten(0, 1)[index]
+        x = x + F.dropout(self.attention.out(mixed), self.dropout, self.training)
+        x = x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+        return x, new
+
+
+class TimeEmbedding(nn.Module):
+    """t in [0, 1] as a vector added to every position; sinusoids, then a small MLP."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.half = size // 2
+        self.up = nn.Linear(2 * self.half, size)
+        self.down = nn.Linear(size, size)
+
+    def forward(self, t: Tensor) -> Tensor:
+        steps = torch.arange(self.half, device=t.device, dtype=torch.float32)
+        angle = 1000 * t.float()[:, None] * torch.exp(-math.log(10000) / self.half * steps)
+        return self.down(F.silu(self.up(torch.cat((angle.sin(), angle.cos()), -1))))[:, None]
+
+
+class DiffusionTransformer(PreTrainedModel):
+    """Noisy tokens in, logits of the clean token at each position out."""
+
+    config_class = TransformerConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (the base class's form)
+    _tied_weights_keys = {"head.weight": "embed.weight"}  # noqa: RUF012
+    _supports_sdpa = True
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.time = TimeEmbedding(config.hidden_size) if config.time_conditioned else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.attend = attend_from(config.attention, config.block_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02)
+        if isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        if isinstance(module, Attention):
+            init.zeros_(module.out.weight)
+        if isinstance(module, Mlp):
+            init.zeros_(module.down.weight)
+        if isinstance(module, TimeEmbedding):
+            init.zeros_(module.down.weight)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embed = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.head = new_embeddings
+
+    def hidden(
+        self,
+        input_ids: Tensor,  # [B, L]
+        t: Tensor | None,
+        segments: Tensor | None,  # [B, L]
+        positions: Tensor | None,  # [B, L]
+        attend: Attend,
+        past: KeyValues | None,
+        where: Tensor | None,  # [B, L] bool
+    ) -> tuple[Tensor, KeyValues]:
+        """Final hidden states, [B, L, D] or [N, D] at `where`, and this call's keys and values."""
+        batch, length = input_ids.shape
+        if positions is None:
+            positions = _positions(segments, past, batch, length, input_ids.device)
+        keys, key_segments = positions, segments
+        if past is not None:
+            keys = torch.cat((past.positions, positions), 1)
+            key_segments = _join(past, segments, batch, length, input_ids.device)
+            if segments is None and key_segments is not None:
+                segments = key_segments[:, past.length :]
+        if (
+            length
+            and int(length + (past.length if past else 0)) > self.config.max_position_embeddings
+        ):
+            raise ConfigError(
+                f"{length + (past.length if past else 0)} positions, but the model was built for "
+                f"max_position_embeddings {self.config.max_position_embeddings}; shorten the text"
+            )
+        allowed = attention_allowed(attend, positions, keys, segments, key_segments)
+        cos, sin = rotary(positions, self.blocks[0].attention.width, self.config.rope_theta)
+        x = self.embed(input_ids)
+        if self.time is not None:
+            if t is None:
+                raise ConfigError("this model reads the time: pass t, [B] in [0, 1]")
+            x = x + self.time(t)
+        index = None if where is None else where.flatten().nonzero()[:, 0]
+        fresh = []
+        for number, block in enumerate(self.blocks):
+            last = number == len(self.blocks) - 1
+            arguments = (
+                x,
+                cos,
+                sin,
+                allowed,
+                False,
+                None if past is None else past.layers[number],
+                index if last else None,
+            )
+            if self.gradient_checkpointing and self.training:
+                x, new = self._gradient_checkpointing_func(block.__call__, *arguments)
+            else:
+                x, new = block(*arguments)
+            fresh.append(new)
+        return self.norm(x), KeyValues(tuple(fresh), positions, segments)
+
+    def forward(
+        self,
+        input_ids: Tensor,  # [B, L]
+        attention_mask: Tensor | None = None,  # [B, L], 0 where padded
+        *,
+        t: Tensor | None = None,  # [B]
+        segments: Tensor | None = None,  # [B, L]
+        where: Tensor | None = None,  # [B, L] bool: positions whose output is wanted
+        labels: Tensor | None = None,  # [N] clean tokens at `where`: returns nll instead of logits
+        weights: Tensor | None = None,  # [N] weight of each position in `loss`, a sum
+        excluded: tuple[int, ...] = (),  # token ids that get probability 0, with labels
+        integrand: Integrand | None = None,  # scores the logits instead of cross-entropy
+        positions: Tensor | None = None,  # [B, L], counted from the segments if None
+        attend: Attend | None = None,  # another pattern than the config's
+        past: KeyValues | None = None,
+        **kwargs,
+    ) -> DiffusionOutput:
+        """Logits of the clean token at each position; with labels, its cross-entropy."""
+        unknown = set(kwargs) - {"return_dict"}  # Hugging Face passes return_dict everywhere
+        if unknown:
+            raise ConfigError(f"unknown argument {sorted(unknown)} of DiffusionTransformer")
+        if attention_mask is not None:
+            if segments is None:
+                segments = torch.zeros_like(input_ids)
+            segments = segments.masked_fill(attention_mask == 0, HIDDEN)
+        hidden, key_values = self.hidden(
+            input_ids, t, segments, positions, attend or self.attend, past, where
+        )
+        if labels is None:
+            return DiffusionOutput(logits=self.head(hidden), key_values=key_values)
+        if where is None or weights is None:
+            raise ConfigError("labels need `where` and `weights`: the positions that are scored")
+        if integrand is None:
+            scored = score_hidden(hidden, self.head.weight, labels, weights, excluded)
+        else:
+            scored = score_integrand(hidden, self.head, weights, integrand)
+        return DiffusionOutput(loss=scored.value, nll=scored.nll, correct=scored.correct)
+
+    def num_weights(self) -> int:
+        """Trainable numbers, tied ones once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def _positions(
+    segments: Tensor | None,
+    past: KeyValues | None,
+    batch: int,
+    length: int,
+    device: torch.device,
+) -> Tensor:
+    if past is None:
+        if segments is None:
+            return row_positions(batch, 0, length, device)
+        return positions_from(segments)
+    last = past.positions.amax(1, keepdim=True) if past.length else -1
+    return last + 1 + row_positions(batch, 0, length, device)
+
+
+def _join(
+    past: KeyValues,
+    segments: Tensor | None,
+    batch: int,
+    length: int,
+    device: torch.device,
+) -> Tensor | None:
+    """Segments of cached and new positions; new ones continue the last document."""
+    if past.segments is None and segments is None:
+        return None
+    before = past.segments
+    if before is None:
+        before = torch.zeros((batch, past.length), dtype=torch.int64, device=device)
+    if segments is None:
+        segments = before.amax(1, keepdim=True).clamp_min(0).expand(batch, length)
+    return torch.cat((before, segments), 1)

@@ -1,0 +1,329 @@
+"""Batches in, losses out.
+
+Every loss is in nats per trainable token. What is backpropagated (`value`) may weigh noise rates as
+training likes; the bound that is reported (`nll`) always carries the bound's own weights. The two
+are different quantities, and only `Bound` and the bound weight make them equal.
+
+Corruption is a pure function of the run's seed and a row's slot, so a loss does not depend on
+workers, ranks, accumulation or resumption.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.corruption import Corruption
+from sfumato.errors import ConfigError
+from sfumato.rng import Rng
+from sfumato.schedules import Linear, Schedule
+from sfumato.types import Batch, Loss, Trainable
+
+# --- when: one number in (0, 1) a row, spread over the global batch ---
+
+
+class Times(Protocol):
+    def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
+        """[B] slots -> [B] float64 in (0, 1), each uniform by itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Every row draws its own."""
+
+    def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
+        return rng.fold(slots).uniform(1)[:, 0]
+
+
+def _strata(slots: Tensor, size: int) -> Tensor:
+    """A stratum 0..size-1 for each slot of a global batch; neighbours get distant ones, so that
+    every micro-batch of it is spread out too."""
+    stride = max(1, round(size * 0.6180339887))
+    while math.gcd(stride, size) != 1:
+        stride += 1
+    return slots % size * stride % size
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """One draw in each of G equal parts of (0, 1), G the rows of a global batch (MDLM)."""
+
+    global_batch: int
+
+    def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
+        u = rng.fold(slots).uniform(1)[:, 0]
+        return (_strata(slots, self.global_batch) + u) / self.global_batch
+
+
+@dataclass(frozen=True)
+class Systematic:
+    """G equidistant times with one common random offset (GIDD; VDM, arXiv 2107.00630)."""
+
+    global_batch: int
+
+    def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
+        u = rng.fold(slots // self.global_batch).uniform(1)[:, 0]
+        return (_strata(slots, self.global_batch) + u) / self.global_batch
+
+
+TIMES = {"independent": Independent, "stratified": Stratified, "systematic": Systematic}
+
+# --- which: the positions that are masked, with the weight the bound gives them ---
+
+
+class Draw(NamedTuple):
+    noisy: Tensor  # [B, L] bool
+    rate: Tensor  # [B] share of tokens masked, or its expectation
+    weight: Tensor  # [B] what the bound multiplies each masked token's cross-entropy by
+    t: Tensor  # [B]
+
+
+class Selection(Protocol):
+    def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
+        """u [B] in (0, 1) places each row in time; rng has one key a row."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExactK:
+    """Exactly k of the n trainable tokens, k uniform on 1..n: weight n / k.
+
+    The schedule-free form of the bound (LLaDA, arXiv 2502.09992, eq. 14): no cut near t = 0, and
+    much lower variance than independent masking. `low` and `high` clip the rate k / n in training.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    schedule: Schedule = field(default_factory=Linear)  # only tells a time-conditioned network t
+
+    def __post_init__(self):
+        _check_interval(self.low, self.high)
+
+    def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
+        n = batch.trainable.sum(1)
+        rate = self.low + u * (self.high - self.low)
+        k = torch.minimum((rate * n).floor().long() + 1, n)
+        order = rng.uniform(batch.tokens.shape[1]).masked_fill(~batch.trainable, 2.0)
+        kth = order.sort(1).values.gather(1, (k - 1).clamp_min(0)[:, None])
+        noisy = (order <= kth) & batch.trainable
+        share = k / n.clamp_min(1)
+        t = self.schedule.time(1 - share.double())
+        return Draw(noisy, share, 1 / share.clamp_min(1e-9), t)
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Each token independently, at the schedule's rate: weight -alpha' / (1 - alpha) (MDLM)."""
+
+    schedule: Schedule = field(default_factory=Linear)
+
+    def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
+        alpha = self.schedule.alpha(u)
+        noisy = (rng.uniform(batch.tokens.shape[1]) >= alpha[:, None]) & batch.trainable
+        return Draw(noisy, 1 - alpha, -self.schedule.dalpha(u) / (1 - alpha), u)
+
+
+SELECTIONS = {"exact_k": ExactK, "bernoulli": Bernoulli}
+
+# --- how much: the weight of each masked token in the training loss ---
+
+
+class Weight(Protocol):
+    def __call__(self, draw: Draw, batch: Batch) -> Tensor:
+        """[B, L], or [B, 1] where all masked tokens of a row weigh the same."""
+        ...
+
+
+@dataclass(frozen=True)
+class BoundWeight:
+    """The bound itself."""
+
+    def __call__(self, draw: Draw, batch: Batch) -> Tensor:
+        return draw.weight[:, None]
+
+
+@dataclass(frozen=True)
+class ConstantWeight:
+    """1 for every masked token: seed of many first recipes, not a likelihood."""
+
+    def __call__(self, draw: Draw, batch: Batch) -> Tensor:
+        return torch.ones_like(draw.weight)[:, None]
+
+
+@dataclass(frozen=True)
+class ClippedWeight:
+    """The bound's weight, at most `limit`: nearly clean rows shout less."""
+
+    limit: float = 4.0
+
+    def __post_init__(self):
+        if not self.limit > 0:
+            raise ConfigError(f"weight limit must be positive, got {self.limit}; use 4")
+
+    def __call__(self, draw: Draw, batch: Batch) -> Tensor:
+        return draw.weight.clamp_max(self.limit)[:, None]
+
+
+@dataclass(frozen=True)
+class Cart:
+    """More for tokens with visible neighbours: half the sum over visible i of
+    p (1 - p) ** (|l - i| - 1) (Dream's CART, arXiv 2508.15487)."""
+
+    p: float = 0.3
+
+    def __post_init__(self):
+        if not 0 < self.p < 1:
+            raise ConfigError(f"CART p must be between 0 and 1, got {self.p}; use 0.3")
+
+    def __call__(self, draw: Draw, batch: Batch) -> Tensor:
+        place = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        apart = (place[:, None] - place[None]).abs()
+        kernel = torch.where(apart > 0, self.p * (1 - self.p) ** (apart - 1).clamp_min(0), 0.0)
+        same = batch.segments[:, :, None] == batch.segments[:, None, :]
+        return 0.5 * torch.einsum("li,bli,bi->bl", kernel, same.float(), (~draw.noisy).float())
+
+
+WEIGHTS = {
+    "bound": BoundWeight,
+    "constant": ConstantWeight,
+    "clipped": ClippedWeight,
+    "cart": Cart,
+}
+
+# --- the objectives ---
+
+
+@dataclass(frozen=True)
+class MaskedDiffusion:
+    """Masked diffusion: predict the masked tokens from the visible ones.
+
+    MDLM (arXiv 2406.07524), MD4, RADD, LLaDA are choices of `times`, `selection` and `weight`.
+    With `complementary`, each row is seen twice, the second time with the other positions masked,
+    so that every token is predicted once (Fast-dLLM v2, LLaDA2.0).
+    """
+
+    mask_id: int
+    times: Times
+    selection: Selection = field(default_factory=ExactK)
+    weight: Weight = field(default_factory=BoundWeight)
+    complementary: bool = False
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        u = self.times(batch.slots, rng.fold(0))
+        draw = self.selection(batch, u, rng.fold(1).fold(batch.slots))
+        if self.complementary:
+            batch, draw = _with_complement(batch, draw)
+        noisy = draw.noisy
+        weights = self.weight(draw, batch).expand(noisy.shape)[noisy].float()
+        value, nll, correct = denoiser.score(
+            batch.tokens.masked_fill(noisy, self.mask_id),
+            draw.t.float(),
+            noisy,
+            batch.tokens[noisy],
+            weights,
+            segments=batch.segments,
+        )
+        integrand = torch.zeros(noisy.shape, device=nll.device)
+        bound_weights = draw.weight[:, None].expand(noisy.shape)[noisy].float()
+        integrand[noisy] = bound_weights * nll
+        count = batch.trainable.sum()
+        return _loss(value, integrand, count, correct)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The bound of any corruption, by its integrand at a random time: UDLM, GIDD, MDLM again."""
+
+    corruption: Corruption
+    times: Times
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        t = self.times(batch.slots, rng.fold(0))
+        drawn = self.corruption.corrupt(batch.tokens, t, rng.fold(1).fold(batch.slots))
+        noisy_tokens = torch.where(batch.trainable, drawn, batch.tokens)
+        where = batch.trainable
+        targets, seen = batch.tokens[where], noisy_tokens[where]
+        times = t[:, None].expand(where.shape)[where]
+        corruption = self.corruption
+
+        def integrand(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            logp = logits.index_fill(
+                -1, torch.tensor([corruption.mask_id], device=logits.device), -torch.inf
+            ).log_softmax(-1)
+            nll = corruption.bound(logp, targets[part], seen[part], times[part].float())
+            return nll, logp.argmax(-1) == targets[part]
+
+        value, nll, correct = denoiser.score(
+            noisy_tokens,
+            t.float(),
+            where,
+            targets,
+            torch.ones_like(times, dtype=torch.float32),
+            segments=batch.segments,
+            integrand=integrand,
+        )
+        each = torch.zeros(where.shape, device=nll.device)
+        each[where] = nll
+        return _loss(value, each, where.sum(), correct[seen != targets])
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Autoregression: the exact negative log-likelihood, left to right.
+
+    Give it `denoisers.autoregressive(model, mask_id)`, which undoes the shift.
+    """
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        where = batch.trainable
+        targets = batch.tokens[where]
+        value, nll, correct = denoiser.score(
+            batch.tokens,
+            torch.zeros(len(batch.tokens), device=batch.tokens.device),
+            where,
+            targets,
+            torch.ones(len(targets), device=batch.tokens.device),
+            segments=batch.segments,
+        )
+        each = torch.zeros(where.shape, device=nll.device)
+        each[where] = nll
+        return _loss(value, each, where.sum(), correct)
+
+
+def _loss(value: Tensor, nll: Tensor, count: Tensor, correct: Tensor) -> Loss:
+    """Everything per trainable token; rows without one give 0."""
+    corrupted = torch.tensor(correct.numel(), device=count.device)
+    return Loss(value / count.clamp_min(1), nll, count, correct.sum(), corrupted)
+
+
+def _with_complement(batch: Batch, draw: Draw) -> tuple[Batch, Draw]:
+    """Each row twice, masked at S and at the rest.
+
+    The bound is the mean over k = 1..n; k and n - k pair up except k = n, whose complement masks
+    nothing, so that its row stands for both.
+    """
+    rest = batch.trainable & ~draw.noisy
+    n = batch.trainable.sum(1).clamp_min(1)
+    left = rest.sum(1)
+    double = torch.where(left == 0, 2.0, 1.0).to(draw.weight.dtype)
+    share = left / n
+    twice = Batch(
+        torch.cat((batch.tokens, batch.tokens)),
+        torch.cat((batch.trainable, batch.trainable)),
+        torch.cat((batch.segments, batch.segments)),
+        torch.cat((batch.slots, batch.slots)),
+    )
+    return twice, Draw(
+        torch.cat((draw.noisy, rest)),
+        torch.cat((draw.rate, share.to(draw.rate.dtype))),
+        torch.cat((draw.weight * double, (1 / share.clamp_min(1e-9)).to(draw.weight.dtype))),
+        torch.cat((draw.t, share.to(draw.t.dtype))),
+    )
+
+
+def _check_interval(low: float, high: float) -> None:
+    if not 0 <= low < high <= 1:
+        raise ConfigError(f"a noise interval needs 0 <= low < high <= 1, got [{low}, {high}]")

@@ -1,0 +1,234 @@
+"""Rules that take decisions back: a revised position becomes noisy again and is decided anew.
+
+The same conventions as `steps.py`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import ConfigError
+from sfumato.rng import Rng
+from sfumato.schedules import Schedule
+from sfumato.steps import (
+    _PLACES,
+    _RENOISE,
+    commit,
+    draw_at,
+    highest,
+    probabilities,
+    spread,
+)
+from sfumato.types import Canvas
+
+
+class Rate(Protocol):
+    """How often ReMDM puts a decided token back: sigma [B], given its largest lawful value [B]."""
+
+    def __call__(self, limit: Tensor, t: Tensor, s: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Cap:
+    """sigma = min(eta, largest)."""
+
+    eta: float = 0.02
+
+    def __post_init__(self):
+        _check_eta(self.eta)
+
+    def __call__(self, limit: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return limit.clamp_max(self.eta)
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """sigma = eta * largest."""
+
+    eta: float = 0.02
+
+    def __post_init__(self):
+        _check_eta(self.eta)
+
+    def __call__(self, limit: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.eta * limit
+
+
+@dataclass(frozen=True)
+class During:
+    """sigma = min(eta, largest) while t_off <= s < t <= t_on, and 0 outside."""
+
+    eta: float
+    t_on: float
+    t_off: float
+
+    def __post_init__(self):
+        _check_eta(self.eta)
+
+    def __call__(self, limit: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        inside = (t <= self.t_on) & (s >= self.t_off)
+        return torch.where(inside, limit.clamp_max(self.eta), 0.0)
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """A schedule that stops at `alpha_on` from `t_on` to `t_off` (time runs from 1 to 0)."""
+
+    schedule: Schedule
+    t_on: float
+    t_off: float
+    alpha_on: float
+    low = 0.0
+    high = 1.0
+
+    def __post_init__(self):
+        if not (0 < self.t_off < self.t_on < 1 and 0 < self.alpha_on < 1):
+            raise ConfigError(
+                "the remasking loop needs 0 < t_off < t_on < 1 and 0 < alpha_on < 1; got "
+                f"t_on {self.t_on}, t_off {self.t_off}, alpha_on {self.alpha_on}"
+            )
+
+    def alpha(self, t: Tensor) -> Tensor:
+        early = self.alpha_on * self.schedule.alpha(
+            ((t - self.t_on) / (1 - self.t_on)).clamp_min(0)
+        )
+        late = (1 - self.alpha_on) * self.schedule.alpha((t / self.t_off).clamp_max(1))
+        return early + torch.where(t < self.t_off, late, 0.0)
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        early = self.schedule.dalpha(((t - self.t_on) / (1 - self.t_on)).clamp_min(0))
+        late = self.schedule.dalpha((t / self.t_off).clamp_max(1))
+        early = early * self.alpha_on / (1 - self.t_on)
+        late = late * (1 - self.alpha_on) / self.t_off
+        return torch.where(t > self.t_on, early, torch.where(t < self.t_off, late, 0.0))
+
+    def time(self, alpha: Tensor) -> Tensor:
+        early = self.t_on + (1 - self.t_on) * self.schedule.time(
+            (alpha / self.alpha_on).clamp_max(1)
+        )
+        late = self.t_off * self.schedule.time(
+            ((alpha - self.alpha_on) / (1 - self.alpha_on)).clamp_min(0)
+        )
+        return torch.where(alpha <= self.alpha_on, early, late)
+
+
+@dataclass(frozen=True)
+class Remasking:
+    """ReMDM (arXiv 2503.00307, eq. 5-7): decided tokens are masked again with probability sigma,
+    and the chance of revealing grows so that the marginals stay those of the process.
+
+    With `by_confidence`, sigma is shared out by softmax(-confidence at the time of decision): what
+    was decided in doubt is revised first; that leaves the process.
+    """
+
+    schedule: Schedule
+    mask_id: int
+    rate: Rate = field(default_factory=Cap)
+    by_confidence: bool = False
+
+    @property
+    def exact(self) -> bool:
+        return not self.by_confidence
+
+    def law(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma and the chance of revealing, [B] each."""
+        alpha_t, alpha_s = self.schedule.alpha(t.double()), self.schedule.alpha(s.double())
+        alpha_s = torch.where(s <= 0, torch.ones_like(alpha_s), alpha_s)
+        limit = ((1 - alpha_s) / alpha_t.clamp_min(1e-300)).clamp_max(1.0)
+        sigma = self.rate(limit, t, s)
+        reveal = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t).clamp_min(1e-300)
+        return sigma, reveal.clamp(0, 1)
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        u = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
+        return canvas.noisy & (u < self.law(t, s)[1][:, None])
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        sigma = self.law(t, s)[0][:, None]
+        decided = ~canvas.noisy & ~canvas.fixed
+        memory = dict(canvas.memory)
+        if self.by_confidence:
+            known = memory.get("confidence", torch.ones(canvas.tokens.shape).to(where.device))
+            doubt = (-known).masked_fill(~decided, -torch.inf).softmax(1).nan_to_num(0.0)
+            sigma = (sigma * doubt * decided.sum(1, keepdim=True)).clamp_max(1.0)
+        again = decided & (rng.fold(_RENOISE).uniform(canvas.tokens.shape[1]) < sigma)
+        tokens = draw_at(canvas, where, where, logits, rng)
+        if self.by_confidence:
+            sure = probabilities(logits).gather(-1, tokens[where][:, None])[:, 0]
+            memory["confidence"] = torch.where(where, spread(sure, where, 0.0), known)
+        new = commit(canvas, where, tokens)
+        return replace(
+            new,
+            tokens=new.tokens.masked_fill(again, self.mask_id),
+            noisy=new.noisy | again,
+            memory=memory,
+        )
+
+
+def loop(
+    schedule: Schedule,
+    mask_id: int,
+    *,
+    eta: float = 0.02,
+    t_on: float = 0.55,
+    t_off: float = 0.05,
+    alpha_on: float = 0.9,
+) -> Remasking:
+    """ReMDM's loop: write most of the text by `t_on`, revise it until `t_off`, then finish."""
+    plateau = Plateau(schedule, t_on, t_off, alpha_on)
+    return Remasking(plateau, mask_id, rate=During(eta, t_on, t_off))
+
+
+@dataclass(frozen=True)
+class Wino:
+    """Draft wide, verify narrow (WINO, arXiv 2507.18578): decide every position above `draft`,
+    at most max(5, min(20, 0.7 left)) of them; take back those whose leave-one-out probability
+    falls below `verify`, always fewer than were newly decided, so that it ends.
+
+    Needs `leave_one_out` of its denoiser: the loop asks for it because of `verifies`.
+    """
+
+    schedule: Schedule
+    mask_id: int
+    draft: float = 0.6
+    verify: float = 0.9
+    exact = False
+    verifies = True
+
+    def __post_init__(self):
+        if not (0 < self.draft <= 1 and 0 <= self.verify <= 1):
+            raise ConfigError(
+                f"WINO needs draft in (0, 1] and verify in [0, 1], got {self.draft}, {self.verify}"
+            )
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        return ~canvas.fixed & canvas.noisy.any(1, keepdim=True)
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        tokens = draw_at(canvas, canvas.noisy & where, where, logits, rng)
+        probs = probabilities(logits)
+        scores = spread(probs.amax(-1), where, 0.0)
+        left = canvas.noisy.sum(1)
+        cap = (0.7 * left).long().clamp(5, 20)
+        sure = (canvas.noisy & (scores > self.draft)).sum(1)
+        count = torch.where(s <= 0, left, sure.minimum(cap).clamp_min(1)).minimum(left)
+        chosen = highest(scores, canvas.noisy, count)
+        standing = spread(probs.gather(-1, canvas.tokens[where][:, None])[:, 0], where, 1.0)
+        decided = where & ~canvas.noisy
+        room = torch.where(s <= 0, 0, (count - 1).clamp_min(0))
+        back = highest(-standing, decided & (standing < self.verify), room)
+        new = commit(canvas, chosen, tokens)
+        return replace(
+            new, tokens=new.tokens.masked_fill(back, self.mask_id), noisy=new.noisy | back
+        )
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"remasking eta must be in [0, 1], got {eta}; use 0.02")

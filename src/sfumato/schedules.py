@@ -1,0 +1,198 @@
+"""How fast text turns into noise: alpha(t) is the probability that a token is still clean.
+
+t runs from 0 (clean) to 1 (noise). "Cosine" names two formulas in the literature; both are here
+under names that say which. `SCHEDULES` maps every name a paper or a run file may use.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import ConfigError, near
+
+
+class Schedule(Protocol):
+    """alpha falls from 1 - low at t = 0 to 1 - high at t = 1; most schedules have 0 and 1."""
+
+    @property
+    def low(self) -> float: ...  # noise rate at t = 0
+
+    @property
+    def high(self) -> float: ...  # noise rate at t = 1
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """P(still clean) at t, any shape."""
+        ...
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        """The derivative of alpha, never positive."""
+        ...
+
+    def time(self, alpha: Tensor) -> Tensor:
+        """The t at which alpha is reached: the inverse of alpha."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """alpha = 1 - t: LLaDA, RADD, and MDLM's log-linear noise without its cut."""
+
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def time(self, alpha: Tensor) -> Tensor:
+        return 1 - alpha
+
+
+@dataclass(frozen=True)
+class CosineMask:
+    """Mask rate 1 - cos(pi t / 2), so alpha = cos(pi t / 2): MDLM's CosineNoise."""
+
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * (1 - t))  # exactly 0 at t = 1, which cos is not
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * torch.sin(math.pi / 2 * t)
+
+    def time(self, alpha: Tensor) -> Tensor:
+        return 1 - torch.asin(alpha) * 2 / math.pi
+
+
+@dataclass(frozen=True)
+class CosineAlpha:
+    """alpha = 1 - cos(pi (1 - t) / 2): MD4, Duo."""
+
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 2 * torch.sin(math.pi / 4 * (1 - t)) ** 2  # 1 - cos without cancellation near t = 1
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
+
+    def time(self, alpha: Tensor) -> Tensor:
+        return 1 - torch.asin((alpha / 2).sqrt()) * 4 / math.pi
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """alpha = 1 - (1 - eps) t: MDLM's log-linear noise; a share eps is still clean at t = 1."""
+
+    eps: float = 1e-3
+    low: ClassVar[float] = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.eps < 1:
+            raise ConfigError(f"LogLinear eps must be in [0, 1), got {self.eps}; use 1e-3")
+
+    @property
+    def high(self) -> float:
+        return 1 - self.eps
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - self.high * t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, -self.high)
+
+    def time(self, alpha: Tensor) -> Tensor:
+        return (1 - alpha) / self.high
+
+
+@dataclass(frozen=True)
+class Power:
+    """alpha = 1 - t ** exponent."""
+
+    exponent: float = 2.0
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    def __post_init__(self):
+        if not self.exponent > 0:
+            raise ConfigError(f"Power exponent must be positive, got {self.exponent}; use 2")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t**self.exponent
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -self.exponent * t ** (self.exponent - 1)
+
+    def time(self, alpha: Tensor) -> Tensor:
+        return (1 - alpha) ** (1 / self.exponent)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """Another schedule with its noise rate squeezed into [low, high]: BD3-LM's clipped schedules.
+
+    For training only: the bound integrates over all noise rates, and this leaves some out.
+    """
+
+    schedule: Schedule = field(default_factory=Linear)
+    low: float = 0.3
+    high: float = 0.8
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise ConfigError(
+                f"Clipped needs 0 <= low < high <= 1, got low {self.low} and high {self.high}"
+            )
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - self.high + (self.high - self.low) * self.schedule.alpha(t)
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return (self.high - self.low) * self.schedule.dalpha(t)
+
+    def time(self, alpha: Tensor) -> Tensor:
+        return self.schedule.time((alpha - 1 + self.high) / (self.high - self.low))
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": Linear,
+    "cosine_mask": CosineMask,
+    "cosine_alpha": CosineAlpha,
+    "log_linear": LogLinear,
+    "power": Power,
+    "clipped": Clipped,
+    # as papers and other packages say it
+    "cosine": CosineMask,
+    "loglinear": LogLinear,
+    "polynomial": Power,
+}
+
+
+def schedule(name: str, **options: float) -> Schedule:
+    """The schedule of a name in `SCHEDULES`."""
+    if name not in SCHEDULES:
+        raise ConfigError(f"unknown schedule '{name}'{near(name, SCHEDULES)}")
+    try:
+        return SCHEDULES[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"schedule '{name}': {error}") from None
+
+
+def reveal_rate(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """P(a noisy token becomes clean between t and s), s < t: (alpha_s - alpha_t) / (1 - alpha_t).
+
+    The posterior of MDLM (arXiv 2406.07524, eq. 7). At s = 0 it is 1 for every schedule: generation
+    ends with nothing noisy, also where a clipped schedule would stop short of that.
+    """
+    alpha_t, alpha_s = schedule.alpha(t.double()), schedule.alpha(s.double())
+    alpha_s = torch.where(s <= 0, torch.ones_like(alpha_s), alpha_s)
+    rate = (alpha_s - alpha_t) / (1 - alpha_t).clamp_min(1e-300)
+    return rate.clamp(0, 1)

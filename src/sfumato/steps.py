@@ -1,0 +1,401 @@
+"""The rules that turn one canvas into the next: which positions are decided, and to what.
+
+Every rule is a small value. `exact` says whether, with a perfect denoiser and as steps get small,
+the rule samples the model's own law; tests hold it to that. A rule whose choice of positions looks
+at the drawn tokens is biased towards the mode, however many steps it takes; one that looks only at
+the state and the logits is not.
+
+Rules that `choose` positions from the state and the logits alone have an exact likelihood
+(`likelihood.by_decoder`).
+
+Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B].
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.corruption import Corruption
+from sfumato.errors import ConfigError
+from sfumato.rng import Rng
+from sfumato.schedules import Schedule, reveal_rate
+from sfumato.types import Canvas
+
+_TOKENS, _PLACES, _RENOISE = 0, 1, 2  # what a step's random streams are for
+
+# --- the parts that rules share ---
+
+
+def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
+    """One token for each row of logits [N, V], by inversion of u [N] in (0, 1).
+
+    float64 throughout: float32 noise cuts off the tails, which acts as a lower temperature (Zheng
+    et al., arXiv 2409.02908).
+    """
+    weights = (logits.double() - logits.amax(-1, keepdim=True)).exp()
+    total = weights.cumsum(-1)
+    target = (u * total[:, -1]).minimum(total[:, -1].nextafter(torch.zeros_like(u)))
+    return torch.searchsorted(total, target[:, None], right=True)[:, 0]
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    return logits.float().softmax(-1)
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy of each row of logits in nats, [N]."""
+    logp = logits.float().log_softmax(-1)
+    return -(logp.exp() * logp.clamp_min(-1e30)).sum(-1)
+
+
+def spread(values: Tensor, where: Tensor, empty: float) -> Tensor:
+    """values [N] put back at the positions `where`, `empty` elsewhere: [B, L]."""
+    full = torch.full(where.shape, empty, dtype=values.dtype, device=values.device)
+    full[where] = values
+    return full
+
+
+def quota(canvas: Canvas, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """How many positions of each row the schedule wants decided by s: [B].
+
+    ceil(left * reveal rate): on the linear schedule exactly LLaDA's even split.
+    """
+    left = canvas.noisy.sum(1)
+    return (left * reveal_rate(schedule, t, s) - 1e-9).ceil().long().clamp_min(0)
+
+
+def highest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """The `count` [B] highest scores of each row; ties go to the left. [B, L] bool."""
+    ranked = scores.double().masked_fill(~among, -torch.inf)
+    order = ranked.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    rank = torch.empty_like(order).scatter(1, order, places)
+    return (rank < count[:, None]) & among
+
+
+def commit(canvas: Canvas, chosen: Tensor, tokens: Tensor) -> Canvas:
+    """Write `tokens` [B, L] at the chosen positions, which are decided from now on."""
+    return replace(
+        canvas,
+        tokens=torch.where(chosen, tokens, canvas.tokens),
+        noisy=canvas.noisy & ~chosen,
+    )
+
+
+def draw_at(canvas: Canvas, chosen: Tensor, where: Tensor, logits: Tensor, rng: Rng) -> Tensor:
+    """Tokens [B, L] drawn from the logits at the chosen positions, a subset of `where`."""
+    picked = chosen[where]
+    u = rng.fold(_TOKENS).uniform(canvas.tokens.shape[1])
+    tokens = canvas.tokens.clone()
+    tokens[chosen] = draw_tokens(logits[picked], u[chosen])
+    return tokens
+
+
+class Chooser(Protocol):
+    """A rule whose choice depends on the state and the logits alone."""
+
+    def choose(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor: ...
+
+
+def _decide(
+    rule: Chooser, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+) -> Canvas:
+    chosen = rule.choose(canvas, where, logits, t, s)
+    return commit(canvas, chosen, draw_at(canvas, chosen, where, logits, rng))
+
+
+def _all_noisy(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+    return canvas.noisy
+
+
+# --- rules whose choice of positions needs no logits: only those positions are computed ---
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """The reverse process itself, for any corruption (D3PM, MDLM, GIDD)."""
+
+    corruption: Corruption
+    exact = True
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        if not self.corruption.absorbing:
+            return canvas.noisy
+        u = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
+        return canvas.noisy & (u < reveal_rate(self.corruption.schedule, t, s)[:, None])
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        if self.corruption.absorbing:
+            return commit(canvas, where, draw_at(canvas, where, where, logits, rng))
+        shape = canvas.tokens.shape
+        law = self.corruption.posterior(
+            logits.double().softmax(-1),
+            canvas.tokens[where],
+            t.double()[:, None].expand(shape)[where],
+            s.double()[:, None].expand(shape)[where],
+        )
+        tokens = draw_at(canvas, where, where, law.log(), rng)
+        done = (s <= 0)[:, None]
+        return replace(canvas, tokens=tokens, noisy=canvas.noisy & ~done)
+
+
+@dataclass(frozen=True)
+class FirstHitting:
+    """One position a step, chosen evenly, at the very time when the process would reveal it
+    (Zheng et al., arXiv 2409.02908): no error of time steps. What is left at the end goes at once.
+    """
+
+    schedule: Schedule
+    exact = True
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        scores = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
+        count = torch.where(s <= 0, canvas.noisy.sum(1), 1)
+        return highest(scores, canvas.noisy, count)
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        left = canvas.noisy.sum(1).clamp_min(1)
+        now = canvas.memory.get("time", t[:, None].expand(canvas.tokens.shape))[:, 0].double()
+        u = rng.fold(_RENOISE).uniform(1)[:, 0]
+        alpha = 1 - (1 - self.schedule.alpha(now)) * u ** (1 / left)
+        time = self.schedule.time(alpha)[:, None].expand(canvas.tokens.shape)
+        new = commit(canvas, where, draw_at(canvas, where, where, logits, rng))
+        return replace(new, memory={**canvas.memory, "time": time})
+
+
+@dataclass(frozen=True)
+class RandomOrder:
+    """The schedule's share of positions, chosen evenly."""
+
+    schedule: Schedule
+    exact = True
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        scores = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
+        return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        return commit(canvas, where, draw_at(canvas, where, where, logits, rng))
+
+
+@dataclass(frozen=True)
+class LeftToRight:
+    """The schedule's share of positions, leftmost first: with one a step, autoregression."""
+
+    schedule: Schedule
+    exact = True
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        places = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
+        count = quota(canvas, self.schedule, t, s)
+        return highest(-places.expand_as(canvas.tokens).double(), canvas.noisy, count)
+
+    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return where
+
+    __call__ = _decide
+
+
+# --- rules that rank positions by their logits ---
+
+
+@dataclass(frozen=True)
+class TopConfidence:
+    """The schedule's share, by the probability of the token that was DRAWN (LLaDA, MaskGIT).
+
+    Biased towards the mode even with a perfect denoiser: a likely draw is decided earlier.
+    """
+
+    schedule: Schedule
+    exact = False
+    wanted = _all_noisy
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        tokens = draw_at(canvas, where, where, logits, rng)
+        drawn = probabilities(logits).gather(-1, tokens[where][:, None])[:, 0]
+        chosen = highest(
+            spread(drawn, where, 0.0), canvas.noisy, quota(canvas, self.schedule, t, s)
+        )
+        return commit(canvas, chosen, tokens)
+
+
+@dataclass(frozen=True)
+class TopProbability:
+    """The schedule's share, by the probability of the most likely token."""
+
+    schedule: Schedule
+    exact = True
+    wanted = _all_noisy
+
+    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(probabilities(logits).amax(-1), where, 0.0)
+        return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
+
+    __call__ = _decide
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The schedule's share, by how far the most likely token leads (arXiv 2502.06768)."""
+
+    schedule: Schedule
+    exact = True
+    wanted = _all_noisy
+
+    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        best = probabilities(logits).topk(2, dim=-1).values
+        scores = spread(best[:, 0] - best[:, 1], where, 0.0)
+        return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
+
+    __call__ = _decide
+
+
+@dataclass(frozen=True)
+class LowEntropy:
+    """The schedule's share, surest first by entropy (Dream)."""
+
+    schedule: Schedule
+    exact = True
+    wanted = _all_noisy
+
+    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(-entropies(logits), where, -torch.inf)
+        return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
+
+    __call__ = _decide
+
+
+# --- rules that decide as many positions as they dare, and at least the schedule's share ---
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Every position whose most likely token reaches `level` (Fast-dLLM, arXiv 2505.22618)."""
+
+    schedule: Schedule
+    level: float = 0.9
+    exact = False
+    wanted = _all_noisy
+
+    def __post_init__(self):
+        _check_share("threshold level", self.level)
+
+    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(probabilities(logits).amax(-1), where, 0.0)
+        share = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
+        return share | (canvas.noisy & (scores >= self.level))
+
+    __call__ = _decide
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The most positions n with (n + 1)(1 - c_n) < factor, c_n the n-th highest confidence
+    (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
+
+    schedule: Schedule
+    factor: float = 1.0
+    exact = False
+    wanted = _all_noisy
+
+    def __post_init__(self):
+        if not self.factor > 0:
+            raise ConfigError(f"factor must be positive, got {self.factor}; use 1")
+
+    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(probabilities(logits).amax(-1), where, 0.0).masked_fill(~canvas.noisy, -1)
+        ordered = scores.sort(1, descending=True).values
+        number = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+        allowed = ((number + 1) * (1 - ordered) < self.factor) & (ordered >= 0)
+        most = torch.where(allowed, number, 0).amax(1)
+        count = torch.maximum(most, quota(canvas, self.schedule, t, s))
+        return highest(scores, canvas.noisy, count)
+
+    __call__ = _decide
+
+
+@dataclass(frozen=True)
+class EntropyBound:
+    """The longest run of surest positions whose joint entropy error stays below `gamma` nats:
+    the sum of their entropies less the largest (EB-Sampler, arXiv 2505.24857).
+
+    It bounds how far the parallel draw is from the joint law; at 0, one position a step.
+    """
+
+    schedule: Schedule
+    gamma: float = 0.1
+    wanted = _all_noisy
+
+    def __post_init__(self):
+        if not self.gamma >= 0:
+            raise ConfigError(f"entropy bound gamma must be 0 or more nats, got {self.gamma}")
+
+    @property
+    def exact(self) -> bool:
+        return self.gamma == 0
+
+    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        entropy = spread(entropies(logits), where, 0.0).double()
+        ordered = entropy.masked_fill(~canvas.noisy, torch.inf).sort(1).values
+        finite = torch.where(ordered.isinf(), 0.0, ordered)
+        error = finite.cumsum(1) - finite  # ascending, so the current one is the largest
+        within = (error <= self.gamma) & ~ordered.isinf()
+        count = torch.maximum(within.sum(1), quota(canvas, self.schedule, t, s))
+        return highest(-entropy, canvas.noisy, count)
+
+    __call__ = _decide
+
+
+@dataclass(frozen=True)
+class Klass:
+    """Positions that are sure, and whose prediction has stopped moving: confidence above `level`
+    and KL from the last `patience` predictions below `eps` (KLASS, arXiv 2511.05664)."""
+
+    schedule: Schedule
+    level: float = 0.6
+    eps: float = 0.015
+    patience: int = 2
+    exact = False
+    wanted = _all_noisy
+
+    def __post_init__(self):
+        _check_share("KLASS level", self.level)
+        if not (self.eps > 0 and self.patience >= 1):
+            raise ConfigError(
+                f"KLASS needs eps > 0 and patience >= 1, got {self.eps} and {self.patience}"
+            )
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        logp = logits.float().log_softmax(-1)
+        calm = torch.zeros_like(canvas.tokens)
+        if "logp" in canvas.memory:
+            before = canvas.memory["logp"][where]
+            moved = (logp.exp() * (logp - before).nan_to_num(0.0, posinf=30, neginf=-30)).sum(-1)
+            calm[where] = torch.where(moved < self.eps, canvas.memory["calm"][where] + 1, 0)
+        scores = spread(logp.amax(-1).exp(), where, 0.0)
+        stable = canvas.noisy & (calm >= self.patience) & (scores > self.level)
+        share = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
+        chosen = stable | share
+        memory = torch.zeros((*canvas.tokens.shape, logp.shape[-1]), device=logp.device)
+        memory[where] = logp
+        new = commit(canvas, chosen, draw_at(canvas, chosen, where, logits, rng))
+        return replace(new, memory={**canvas.memory, "logp": memory, "calm": calm})
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ConfigError(f"{name} must be in (0, 1], got {value}; use 0.9")
