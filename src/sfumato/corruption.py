@@ -11,15 +11,16 @@ log p(x_0 | x_t), the clean token given ALL of x_t, its own position included.
 Shapes: everything is elementwise over leading dimensions; p0 and logp have V last.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, near
 from sfumato.rng import Rng
-from sfumato.schedules import Linear, Schedule, reveal_rate
+from sfumato.schedules import Linear, Schedule, reveal_rate, schedule
 
 
 class Kernel(NamedTuple):
@@ -249,3 +250,22 @@ def _check_vocabulary(corruption: Masked | Uniform | Hybrid) -> None:
 
 
 CORRUPTIONS = {"masked": Masked, "uniform": Uniform, "hybrid": Hybrid}
+
+
+def corruption_from(spec: Mapping[str, Any], vocab_size: int, mask_id: int) -> Corruption:
+    """The corruption a model's config or a run file names, with the options beside the name:
+
+    {"name": "hybrid", "uniform_share": 0.2, "schedule": {"name": "power", "exponent": 2}}; the
+    schedule may also be its bare name.
+    """
+    options = dict(spec)
+    name = options.pop("name", "masked")
+    if name not in CORRUPTIONS:
+        raise ConfigError(f"unknown corruption '{name}'{near(str(name), CORRUPTIONS)}")
+    wanted = options.pop("schedule", "linear")
+    wanted = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
+    chosen = schedule(wanted.pop("name", "linear"), **wanted)
+    try:
+        return CORRUPTIONS[name](vocab_size, mask_id, schedule=chosen, **options)
+    except TypeError as error:
+        raise ConfigError(f"corruption '{name}': {error}") from None
