@@ -1,0 +1,115 @@
+"""Rows of a fixed length, cut out of prepared data without copying it."""
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sfumato.data.prepared import Prepared
+from sfumato.errors import ConfigError, near
+
+LAYOUTS = ("packed", "padded")
+
+
+class Rows:
+    """Rows of `length` tokens: `rows[i]` is one, `rows.batch(indices)` many at once.
+
+    packed: all documents one after the other, cut every `length` tokens; `segments` tells them
+        apart. Only the last row has filling, which is not trainable.
+    padded: every document begins a row, and a longer one goes on in the next. The rest of a row
+        is filled with pad (eos if there is none), which is trainable: so a model learns where
+        texts end.
+
+    A map-style data set: `torch.utils.data.DataLoader` takes it as it is, workers included.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str = "train",
+        *,
+        length: int,
+        layout: Literal["packed", "padded"] = "packed",
+    ):
+        if length < 1:
+            raise ConfigError(f"length must be at least 1 token, got {length}")
+        if layout not in LAYOUTS:
+            raise ConfigError(f"no layout {layout!r}{near(layout, LAYOUTS)}")
+        prepared = Prepared.open(folder)
+        self.tokens, self.ends = prepared.split(split)
+        counts = prepared.facts["splits"][split]
+        self.args = {"folder": Path(folder), "split": split, "length": length, "layout": layout}
+        self.length, self.layout = length, layout
+        self.filler: int = prepared.facts["tokenizer"]["filler"]
+        self.num_tokens: int = counts["tokens"]
+        self.num_bytes: int = counts["bytes"]  # of the text, in UTF-8
+        if layout == "packed":
+            self.row_ends = None
+            self.num_rows = -(-self.num_tokens // length)
+        else:
+            lengths = np.diff(self.ends, prepend=np.int64(0))
+            self.row_ends = np.cumsum(-(-lengths // length))  # [num_documents] in rows
+            self.num_rows = int(self.row_ends[-1])
+
+    @property
+    def num_trainable(self) -> int:
+        """Trainable tokens of all rows together."""
+        return self.num_tokens if self.row_ends is None else self.num_rows * self.length
+
+    def bits_per_byte(self, nats: float) -> float:
+        """Turn a loss in nats per trainable token, over all rows, into bits per byte of text."""
+        return nats * self.num_trainable / self.num_bytes / math.log(2)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One row: tokens [L] int64, trainable [L] bool, segments [L] int64, row int64."""
+        return {name: values[0] for name, values in self.batch([index]).items()}
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Rows at once: tokens [B, L] int64, trainable [B, L] bool, segments [B, L] int64, row [B].
+
+        Segments count the documents of a row from 0; filling is a segment of its own where it is
+        not trainable.
+        """
+        row = np.asarray(indices, np.int64)
+        if len(row) and not (-self.num_rows <= row.min() and row.max() < self.num_rows):
+            raise IndexError(f"rows {indices} asked for, but there are {self.num_rows}")
+        row = row % self.num_rows
+        starts, stops = self._spans(row)
+        positions = starts[:, None] + np.arange(self.length)
+        text = positions < stops[:, None]
+        tokens = self.tokens[np.minimum(positions, self.num_tokens - 1)]
+        if self.row_ends is None:
+            trainable = text
+            segments = np.searchsorted(self.ends, positions, side="right")
+            segments = segments - segments[:, :1]
+        else:
+            trainable = np.ones_like(text)
+            segments = np.zeros_like(positions)
+        return {
+            "tokens": np.where(text, tokens, self.filler).astype(np.int64),
+            "trainable": trainable,
+            "segments": segments,
+            "row": row,
+        }
+
+    def _spans(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the text of each row starts and stops in the token file."""
+        if self.row_ends is None:
+            starts = row * self.length
+            return starts, np.minimum(starts + self.length, self.num_tokens)
+        document = np.searchsorted(self.row_ends, row, side="right")
+        later = document > 0
+        begin = np.where(later, self.ends[document - 1], 0)
+        first_row = np.where(later, self.row_ends[document - 1], 0)
+        starts = begin + (row - first_row) * self.length
+        return starts, np.minimum(starts + self.length, self.ends[document])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled memory map would carry the whole file.
+        return functools.partial(Rows, **self.args), ()

@@ -1,0 +1,399 @@
+"""Prepare text for training: once, in parallel, and never again from the start.
+
+Documents are read as a stream of pieces, tokenized in shards by a few threads (the tokenizer's
+own code runs outside Python's lock), and appended to files in the source's order. After every
+shard a journal notes how far the files are whole, so a killed run goes on where it stopped, and
+the result is the same to the byte.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sfumato.data.prepared import (
+    ENDS,
+    FORMAT,
+    JOURNAL,
+    PREPARED,
+    SPLITS,
+    Prepared,
+    hash_files,
+    length_statistics,
+    token_dtype,
+)
+from sfumato.data.shards import Encoded, Shard, assign, encode_shard, shards
+from sfumato.data.sources import PIECE, Source
+from sfumato.data.tokenizer import (
+    encode,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+    special_ids,
+    train_tokenizer,
+)
+from sfumato.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SHARD = 2**20  # characters tokenized, written and noted in the journal at a time
+TRAINING_CHARACTERS = 2**28  # a new tokenizer learns from this much text at the source's start
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a preparation has come, both splits together."""
+
+    documents: int
+    tokens: int
+    bytes: int  # of text
+
+
+def prepare(
+    source: str | Path | Source,
+    out: str | Path,
+    tokenizer: "PreTrainedTokenizerFast | str | Path | None" = None,
+    *,
+    vocab_size: int | None = None,
+    validation: float = 0.05,
+    workers: int | None = None,
+    shard: int = SHARD,
+    progress: Callable[[Progress], None] | None = None,
+) -> Prepared:
+    """Tokenize a source into a folder of memory-mapped files; see `prepared.py` for the layout.
+
+    tokenizer: a tokenizer, its folder, or its name on the Hub. Without one, a byte-level BPE of
+        at most `vocab_size` tokens is trained on the source first.
+    validation: share of the text to hold out. Which split a document goes to depends on its text
+        alone, so exact copies are never in both.
+    workers: threads; by default one for each core.
+
+    A document is stored as bos (if the tokenizer has one), its tokens, eos. Documents of more
+    than 32,768 characters are held out in part: every so many of their pieces go to validation.
+
+    Run it again after a kill and it goes on; run it again when done and it returns at once.
+    """
+    source = source if isinstance(source, Source) else Source(str(source))
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if (tokenizer is None) == (vocab_size is None):
+        raise ConfigError("give a tokenizer, or the vocab_size of a new one, and not both")
+    if not 0 <= validation < 1:
+        raise ConfigError(f"validation is a share of the text in [0, 1), got {validation}")
+    if workers < 1 or shard < 1:
+        raise ConfigError(f"workers and shard must be at least 1, got {workers} and {shard}")
+    if isinstance(tokenizer, str | Path):
+        tokenizer = load_tokenizer(tokenizer)
+    if tokenizer is not None:
+        special_ids(tokenizer)
+    request = {
+        "source": source.identity(),
+        "tokenizer": {"vocab_size": vocab_size} if tokenizer is None else fingerprint(tokenizer),
+        "validation": validation,
+        "shard": shard,
+    }
+    out = Path(out)
+    with _sole_user(out):
+        if (out / PREPARED).exists():
+            done = Prepared.open(out)
+            _check_request(out, done.facts["request"], request)
+            _check_source_size(done, source)
+        else:
+            journal = _open_journal(out, request)
+            tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
+            journal = _tokenize(source, out, tokenizer, journal, workers, progress)
+            _finish(source, out, tokenizer, journal)
+        (out / JOURNAL).unlink(missing_ok=True)
+    return Prepared.open(out)
+
+
+@contextmanager
+def _sole_user(out: Path) -> Iterator[None]:
+    """Hold a lock on the folder; the system lets go of it even if the process is killed."""
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another process is preparing into {out}; wait for it or use another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {out}: {error.strerror or error}; what is prepared so far is kept: "
+            "mend this (free space?) and run the same command again"
+        ) from error
+
+
+def _check_request(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    differing = [key for key in new if old.get(key) != new[key]]
+    if differing:
+        details = "; ".join(f"{key} {old.get(key)} there, {new[key]} here" for key in differing)
+        raise DataError(
+            f"{out} holds another preparation ({details}); use another folder or delete it"
+        )
+
+
+def _check_source_size(done: Prepared, source: Source) -> None:
+    before, now = done.facts["source_bytes"], source.num_bytes()
+    if before != now:
+        raise DataError(
+            f"{done.folder} was prepared when the source had {before} bytes, now it has {now}; "
+            "use another folder or delete it"
+        )
+
+
+class Totals(NamedTuple):
+    """What has been written to one split."""
+
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0  # of text, in UTF-8
+
+    def plus(self, encoded: Encoded, num_bytes: int) -> "Totals":
+        return Totals(
+            self.tokens + len(encoded.tokens),
+            self.documents + len(encoded.ends),
+            self.bytes + num_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Journal:
+    """How far the files are whole."""
+
+    request: dict[str, Any]
+    shards: int = 0
+    digest: str = ""  # of all text of the source up to here
+    totals: dict[str, Totals] = field(default_factory=lambda: dict.fromkeys(SPLITS, Totals()))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """All or nothing: the file is the old one or the new one, whatever happens."""
+    with _writing(path.parent):
+        new = path.with_name(path.name + ".partial")
+        with new.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+
+def _open_journal(out: Path, request: dict[str, Any]) -> Journal:
+    """The journal of an interrupted run of the same request, or a new one."""
+    names = {path.name for path in out.iterdir()}
+    if JOURNAL in names:
+        stored = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
+        stored["totals"] = {split: Totals(*numbers) for split, numbers in stored["totals"].items()}
+        journal = Journal(**stored)
+        if journal.shards:
+            _check_request(out, journal.request, request)
+            return journal
+    elif names - {JOURNAL + ".partial"}:
+        raise DataError(
+            f"{out} holds other files ({', '.join(sorted(names)[:3])}); give a new or empty folder"
+        )
+    journal = Journal(request)
+    _write_json(out / JOURNAL, asdict(journal))
+    # Of a run that was stopped before its first shard, a tokenizer may be left.
+    shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    return journal
+
+
+def _settle_tokenizer(
+    out: Path,
+    tokenizer: "PreTrainedTokenizerFast | None",
+    vocab_size: int | None,
+    source: Source,
+) -> "PreTrainedTokenizerFast":
+    """The tokenizer given, or one trained on the source; saved beside the data, once."""
+    folder = out / "tokenizer"
+    if folder.exists():
+        return load_tokenizer(folder)
+    if tokenizer is None:
+        assert vocab_size is not None, "checked by prepare"
+        tokenizer = train_tokenizer(_first_texts(source), vocab_size)
+    with _writing(out):
+        new = out / "tokenizer.partial"
+        shutil.rmtree(new, ignore_errors=True)
+        save_tokenizer(tokenizer, new)
+        new.rename(folder)
+    return tokenizer
+
+
+def _first_texts(source: Source) -> Iterator[str]:
+    seen = 0
+    for piece in source.pieces():
+        yield piece.text
+        seen += len(piece.text)
+        if seen >= TRAINING_CHARACTERS:
+            return
+
+
+def _tokenize(
+    source: Source,
+    out: Path,
+    tokenizer: "PreTrainedTokenizerFast",
+    journal: Journal,
+    workers: int,
+    progress: Callable[[Progress], None] | None,
+) -> Journal:
+    """Append every shard that the journal does not have yet."""
+    dtype = token_dtype(len(tokenizer))
+    pieces = source.pieces(PIECE if _can_join(tokenizer) else None)
+    todo = shards(assign(pieces, journal.request["validation"]), journal.request["shard"])
+    _skip(todo, journal, out)
+    work = partial(encode_shard, tokenizer=tokenizer, special=special_ids(tokenizer))
+    with ExitStack() as stack:
+        files = {}
+        for split, totals in journal.totals.items():
+            for name, size in (
+                ("tokens.bin", totals.tokens * dtype.itemsize),
+                ("documents.bin", totals.documents * ENDS.itemsize),
+            ):
+                files[split, name] = stack.enter_context(_reopen(out / split / name, size))
+        for shard, encoded in _in_order(work, todo, workers):
+            for split, part in encoded.items():
+                before = journal.totals[split].tokens
+                _append(out, files[split, "tokens.bin"], part.tokens)
+                _append(out, files[split, "documents.bin"], part.ends + before)
+            journal = replace(
+                journal,
+                shards=journal.shards + 1,
+                digest=shard.digest,
+                totals={
+                    split: totals.plus(encoded[split], shard.num_bytes[split])
+                    for split, totals in journal.totals.items()
+                },
+            )
+            _write_json(out / JOURNAL, asdict(journal))
+            if progress is not None:
+                progress(_progress(journal))
+    return journal
+
+
+def _progress(journal: Journal) -> Progress:
+    train, validation = journal.totals["train"], journal.totals["validation"]
+    return Progress(
+        documents=train.documents + validation.documents,
+        tokens=train.tokens + validation.tokens,
+        bytes=train.bytes + validation.bytes,
+    )
+
+
+def _can_join(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether tokens of pieces are tokens of the whole: not if every text gets a space in front."""
+    whole, *parts = encode(tokenizer, ["a b", "a", " b"])
+    return whole == parts[0] + parts[1]
+
+
+def _skip(todo: Iterator[Shard], journal: Journal, out: Path) -> None:
+    """Pass over the shards that the journal has, and make sure that they are still the same."""
+    digest = ""
+    for _, shard in zip(range(journal.shards), todo, strict=False):
+        digest = shard.digest
+    if digest != journal.digest:
+        raise DataError(
+            f"the source has changed in the part that is already prepared in {out}; "
+            "use another folder or delete it"
+        )
+
+
+def _in_order(
+    work: Callable[[Shard], dict[str, Encoded]], todo: Iterator[Shard], workers: int
+) -> Iterator[tuple[Shard, dict[str, Encoded]]]:
+    """The results in the shards' order, with a bounded number of them under way."""
+    pending: deque[tuple[Shard, Future[dict[str, Encoded]]]] = deque()
+    with ThreadPoolExecutor(workers) as pool, _no_inner_threads():
+        for shard in todo:
+            pending.append((shard, pool.submit(work, shard)))
+            if len(pending) > workers:
+                shard, future = pending.popleft()
+                yield shard, future.result()
+        for shard, future in pending:
+            yield shard, future.result()
+
+
+@contextmanager
+def _no_inner_threads() -> Iterator[None]:
+    """Each call of the tokenizer stays in its thread, so that `workers` is what is used.
+
+    It also keeps the library quiet when a data loader forks the process later.
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def _reopen(path: Path, size: int) -> FileIO:
+    """Open for appending behind the first `size` bytes; what a killed run left there goes."""
+    with _writing(path.parents[1]):
+        path.parent.mkdir(exist_ok=True)
+        file = FileIO(path, "a")
+        file.truncate(size)
+        return file
+
+
+def _append(out: Path, file: FileIO, values: np.ndarray) -> None:
+    with _writing(out):
+        left = memoryview(values.tobytes())
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+
+
+def _finish(
+    source: Source, out: Path, tokenizer: "PreTrainedTokenizerFast", journal: Journal
+) -> None:
+    if not _progress(journal).documents:
+        raise DataError(f"no text in {source.name}: every document is blank")
+    splits = {}
+    for split, totals in journal.totals.items():
+        splits[split] = {
+            **totals._asdict(),
+            "bytes_per_token": totals.bytes / max(totals.tokens, 1),
+            "lengths": length_statistics(out / split / "documents.bin"),
+        }
+    facts = {
+        "format": FORMAT,
+        "request": journal.request,
+        "source_bytes": source.num_bytes(),
+        "tokenizer": {
+            "name": tokenizer.name_or_path or "trained on this source",
+            "fingerprint": fingerprint(tokenizer),
+            "vocab_size": len(tokenizer),
+            "filler": special_ids(tokenizer).filler,
+        },
+        "splits": splits,
+        "fingerprint": hash_files(out),
+    }
+    _write_json(out / PREPARED, facts)

@@ -1,0 +1,207 @@
+"""Byte-level BPE of our own, tokenizers of others, and the ids that mean something special.
+
+Text is never parsed for special tokens: somebody's story may say "<|mask|>", and that is nine
+characters of text. Special ids enter token streams by number only.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfumato.errors import ConfigError, DataError, TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS, MASK = "<|pad|>", "<|bos|>", "<|eos|>", "<|mask|>"
+SPECIAL = (PAD, BOS, EOS, MASK)
+SMALLEST = 256 + len(SPECIAL)  # every byte and the special tokens
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids that text can never contain."""
+
+    mask: int
+    eos: int
+    bos: int | None
+    pad: int | None
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Those that the tokenizer has, in ascending order, each once."""
+        return tuple(
+            sorted({i for i in (self.mask, self.eos, self.bos, self.pad) if i is not None})
+        )
+
+    @property
+    def filler(self) -> int:
+        """What fills a row behind its text: pad, or eos where there is no pad."""
+        return self.eos if self.pad is None else self.pad
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2
+) -> "PreTrainedTokenizerFast":
+    """Learn a byte-level BPE of at most `vocab_size` tokens, special tokens included.
+
+    It is lossless on any text, and the same texts give the same tokenizer. Little text gives
+    fewer tokens than asked for: a pair that occurs less than `min_frequency` times is not merged.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < SMALLEST:
+        raise ConfigError(
+            f"vocab_size must be at least {SMALLEST} (256 bytes, {len(SPECIAL)} special tokens); "
+            f"got {vocab_size}"
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # The trainer splits out special spellings before it counts, so none can become a merge.
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() == SMALLEST:
+        raise DataError("no text to learn a tokenizer from: no pair of bytes occurs often enough")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        mask_token=MASK,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(
+    name_or_path: str | Path, *, add_mask_token: bool = False
+) -> "PreTrainedTokenizerFast":
+    """Load a tokenizer by folder or by name on the Hugging Face Hub.
+
+    `add_mask_token` mends a tokenizer that has none: a special token of its own whose spelling
+    says "mask" gets the role, else `<|mask|>` is added with the next free id.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(name_or_path)
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path and not Path(name).expanduser().exists():
+        raise TokenizerError(f"no tokenizer folder at {name}; give a folder or a name on the Hub")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(Path(name).expanduser()) if looks_like_path else name, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+        raise TokenizerError(
+            f"cannot load a tokenizer from {name}: {_first_line(error)}; expected a folder with "
+            "tokenizer.json, or a name on the Hugging Face Hub"
+        ) from error
+    if add_mask_token and tokenizer.mask_token_id is None:
+        own = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        own = [spelling for spelling in own if "mask" in spelling.lower()]
+        tokenizer.add_special_tokens({"mask_token": own[0] if len(own) == 1 else MASK})
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> None:
+    """Write the tokenizer's files so that transformers 4 and 5, and converters, can load them."""
+    tokenizer.save_pretrained(str(folder))
+    path = Path(folder) / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # transformers 5 writes the name of a class that exists nowhere else.
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def encode(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[list[int]]:
+    """Token ids of each text: nothing is added, nothing is cut, nothing is read as special."""
+    backend = _backend(tokenizer)
+    # Set only where needed: a change while another thread encodes is an error in the library.
+    if not backend.encode_special_tokens:
+        backend.encode_special_tokens = True
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _backend(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
+    if not getattr(tokenizer, "is_fast", False):
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} is a tokenizer in Python; "
+            "expected a fast one (with tokenizer.json)"
+        )
+    return tokenizer.backend_tokenizer
+
+
+def special_ids(tokenizer: "PreTrainedTokenizerFast") -> SpecialIds:
+    """The special ids, after a check that no text can produce them."""
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    mask, eos = _role(tokenizer, "mask"), _role(tokenizer, "eos", "sep")
+    bos, pad = _role(tokenizer, "bos", "cls"), _role(tokenizer, "pad")
+    if mask is None:
+        raise TokenizerError(
+            f"tokenizer {name} has no mask token, which a diffusion model needs; "
+            "add one: load_tokenizer(name, add_mask_token=True), or --add-mask-token"
+        )
+    if eos is None:
+        raise TokenizerError(
+            f"tokenizer {name} has no eos token, which ends every document; add one: "
+            'tokenizer.add_special_tokens({"eos_token": "<|eos|>"})'
+        )
+    if mask in (eos, bos, pad):
+        raise TokenizerError(
+            f"tokenizer {name} has id {mask} as mask token and for another purpose too; "
+            "expected a mask token of its own"
+        )
+    ids = SpecialIds(mask=mask, eos=eos, bos=bos, pad=pad)
+    spellings = [str(tokenizer.convert_ids_to_tokens(i)) for i in ids.all]
+    for spelling, tokens in zip(spellings, encode(tokenizer, spellings), strict=True):
+        if set(tokens) & set(ids.all):
+            raise TokenizerError(
+                f"tokenizer {name} reads the text {spelling!r} as a special token; "
+                "expected one that can encode the spelling as plain text"
+            )
+    return ids
+
+
+def _role(tokenizer: "PreTrainedTokenizerFast", *roles: str) -> int | None:
+    """The first of the roles that is filled; BERT-likes have cls and sep for bos and eos."""
+    ids = (getattr(tokenizer, f"{role}_token_id") for role in roles)
+    return next((i for i in ids if i is not None), None)
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """A hash of what decides which ids a text gets, and of the special ids' roles.
+
+    Equal for a tokenizer and its saved copy. How a text is wrapped (post-processor) and cut or
+    padded is left out, because `encode` uses neither.
+    """
+    parts = json.loads(_backend(tokenizer).to_str())
+    model = parts["model"]
+    # Older files join the two halves of a merge with a space.
+    model["merges"] = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
+    kept = {key: parts[key] for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    kept["roles"] = {
+        role: getattr(tokenizer, f"{role}_token_id")
+        for role in ("mask", "pad", "bos", "eos", "cls", "sep", "unk")
+    }
+    text = json.dumps(kept, sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
