@@ -1,0 +1,192 @@
+"""Generation throughput from random weights: 256 tokens a row in 64 steps, and autoregression.
+
+    python benchmarks/generation_speed.py --batch 8 --json generation_8.json \
+        --dlmserve dlmserve/bin/python
+    python benchmarks/generation_speed.py --batch 1 --json generation_1.json \
+        --dlmserve dlmserve/bin/python
+
+dlmserve is skipped, and said so, without an interpreter that has it:
+
+    python -m venv dlmserve && dlmserve/bin/pip install dlmserve==0.1.1 torch==2.13.0
+
+A lap is one whole generation from an empty page: no prompt (autoregression and dlmserve start from
+one token), greedy, LLaDA's even quota of the most confident positions each step. The forwards of
+the network are counted by a hook, and the masks left in the output are counted too; both are in
+the JSON. Diffusion in 64 full steps computes 64 positions for each one that autoregression with a
+cache computes; the lines of `llama` say what that costs.
+"""
+
+import sys
+from typing import Any
+
+from racing import Clock, Race, Shape, main, modernbert, parameters
+
+STEPS = 64
+
+
+class Forwards:
+    """Counts calls of a network during the last lap."""
+
+    def __init__(self, model: Any):
+        self.count = 0
+        model.register_forward_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1
+
+
+def hand_loop(shape: Shape, clock: Clock, laps: int, *, tuned: bool) -> dict[str, Any]:
+    """LLaDA's low-confidence remasking over ModernBERT, as a user writes it.
+
+    Tuned: bfloat16 weights, and logits at masked positions only.
+    """
+    import torch
+
+    model = modernbert(shape).eval()
+    if tuned:
+        model = model.to(torch.bfloat16)
+    forwards = Forwards(model.model)
+
+    @torch.no_grad()
+    def generate(steps: int) -> torch.Tensor:
+        forwards.count = 0
+        tokens = torch.full((shape.batch, shape.length), shape.mask_id)
+        for _ in range(steps):
+            masked = tokens == shape.mask_id
+            if tuned:
+                hidden = model.model(tokens).last_hidden_state[masked]
+                logits = model.decoder(model.head(hidden)).float()
+            else:
+                logits = model(tokens).logits
+            logits[..., shape.mask_id] = -torch.inf
+            confidence, choice = logits.softmax(-1).max(-1)
+            if tuned:
+                confidence = torch.zeros(masked.shape).masked_scatter(masked, confidence)
+                choice = tokens.masked_scatter(masked, choice)
+            best = confidence.masked_fill(~masked, -1).topk(shape.length // STEPS, dim=1).indices
+            tokens = tokens.scatter(1, best, choice.gather(1, best))
+        return tokens
+
+    tokens = generate(2)
+    clock.lap()
+    for _ in range(laps):
+        tokens = generate(STEPS)
+        clock.lap()
+    left = int(tokens.eq(shape.mask_id).sum())
+    return {"parameters": parameters(model), "forwards": forwards.count, "masks_left": left}
+
+
+def plain(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """ModernBERT in float32, logits of every position in every step."""
+    return hand_loop(shape, clock, laps, tuned=False)
+
+
+def tuned(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """ModernBERT in bfloat16, logits at masked positions only."""
+    return hand_loop(shape, clock, laps, tuned=True)
+
+
+def autoregression(shape: Shape, clock: Clock, laps: int, *, half: bool) -> dict[str, Any]:
+    """Hugging Face Llama of the same dimensions, greedy, with its key/value cache."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.length + 1,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16 if half else torch.float32).eval()
+    forwards = Forwards(model.model)
+    prompt = torch.ones(shape.batch, 1, dtype=torch.int64)
+    seen = torch.ones_like(prompt)
+
+    def generate(length: int) -> None:
+        forwards.count = 0
+        options = {"max_new_tokens": length, "do_sample": False, "use_cache": True}
+        tokens = model.generate(prompt, attention_mask=seen, **options)
+        assert tokens.shape == (shape.batch, 1 + length)
+
+    generate(8)
+    clock.lap()
+    for _ in range(laps):
+        generate(shape.length)
+        clock.lap()
+    return {"parameters": parameters(model), "forwards": forwards.count}
+
+
+def llama(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """Autoregression in float32."""
+    return autoregression(shape, clock, laps, half=False)
+
+
+def llama_bfloat16(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """Autoregression in bfloat16."""
+    return autoregression(shape, clock, laps, half=True)
+
+
+def dlmserve(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """dlmserve's engine and scheduler over the hand loop's ModernBERT, in float32.
+
+    The engine only loads LLaDA by name, so its loader is handed the model; its prompt is one token.
+    """
+    import torch
+    from dlmserve import engine as package
+    from dlmserve.models import LoadedModel
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    model = modernbert(shape).eval()
+    forwards = Forwards(model.model)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(shape.vocab_size)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0")
+    cpu = torch.device("cpu")
+    loaded = LoadedModel(model, tokenizer, device=cpu, dtype="bf16", mask_id=shape.mask_id)
+    package.load_model = lambda **_: loaded
+    engine = package.Engine(device="cpu", max_batch=shape.batch)
+
+    def generate(steps: int) -> list[Any]:
+        forwards.count = 0
+        params = package.SamplingParams(num_denoising_steps=steps, gen_length=shape.length)
+        return engine.generate(["w1"] * shape.batch, params, prerendered=True)
+
+    outputs = generate(2)
+    clock.lap()
+    for _ in range(laps):
+        outputs = generate(STEPS)
+        clock.lap()
+    left = sum(int(one.output_ids.eq(shape.mask_id).sum()) for one in outputs)
+    return {"parameters": parameters(model), "forwards": forwards.count, "masks_left": left}
+
+
+def make_race(batch: int) -> Race:
+    contestants = {
+        "plain": plain,
+        "tuned": tuned,
+        "dlmserve": dlmserve,
+        "llama": llama,
+        "llama-bfloat16": llama_bfloat16,
+    }
+    return Race(
+        title=f"Generation, {batch} x 256 tokens in {STEPS} steps",
+        contestants=contestants,
+        peers=frozenset({"dlmserve"}),
+        shape=Shape(batch=batch),
+        warm_up=1,
+        laps=1,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__ or "", make_race, batch=8))
