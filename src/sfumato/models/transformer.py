@@ -301,20 +301,18 @@ class DiffusionTransformer(PreTrainedModel):
         batch, length = input_ids.shape
         if positions is None:
             positions = _positions(segments, past, batch, length, input_ids.device)
+            total = length + (past.length if past else 0)
+            if total > self.config.max_position_embeddings:
+                raise ConfigError(
+                    f"{total} positions, but the model was built for max_position_embeddings "
+                    f"{self.config.max_position_embeddings}; shorten the text"
+                )
         keys, key_segments = positions, segments
         if past is not None:
             keys = torch.cat((past.positions, positions), 1)
             key_segments = _join(past, segments, batch, length, input_ids.device)
             if segments is None and key_segments is not None:
                 segments = key_segments[:, past.length :]
-        if (
-            length
-            and int(length + (past.length if past else 0)) > self.config.max_position_embeddings
-        ):
-            raise ConfigError(
-                f"{length + (past.length if past else 0)} positions, but the model was built for "
-                f"max_position_embeddings {self.config.max_position_embeddings}; shorten the text"
-            )
         allowed = attention_allowed(attend, positions, keys, segments, key_segments)
         cos, sin = rotary(positions, self.blocks[0].attention.width, self.config.rope_theta)
         x = self.embed(input_ids)

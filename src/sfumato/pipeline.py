@@ -1,0 +1,466 @@
+"""`DiffusionLM`: a model, its tokenizer and its corruption, under one name.
+
+lm = DiffusionLM.from_pretrained("folder or hub name")
+print(lm.generate("Once upon a time").text)
+"""
+
+import contextlib
+import re
+import secrets
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sfumato.corruption import corruption_from
+from sfumato.data.tokenizer import encode, load_tokenizer, save_tokenizer, special_ids
+from sfumato.denoisers import Full, autoregressive
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.generate import blank, generate
+from sfumato.models import FAMILIES
+from sfumato.options import GenerationOptions, read_generation_config, write_generation_config
+from sfumato.rng import Rng
+from sfumato.types import Canvas, Filter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from sfumato.likelihood import Estimate
+
+GAP = "____"  # four or more underscores in a template are a gap to fill
+
+
+@dataclass(frozen=True)
+class Page:
+    """The state of generation after one step."""
+
+    step: int  # from 1; 0 is the blank page
+    canvas: Canvas
+    decided: Tensor  # [B, L] the step that decided each position; 0 given, -1 still noisy
+    given: Tensor  # [B, P] text before the canvas that every row sees
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came out, one entry a row."""
+
+    texts: tuple[str, ...]  # the new text; with infilling, all of it
+    prompts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]  # of `texts`
+    num_steps: int  # steps taken
+    tokens_per_step: float  # new positions decided a step, mean over rows
+    seed: int
+
+    @property
+    def text(self) -> str:
+        """Prompt and new text of the first row."""
+        return self.prompts[0] + self.texts[0]
+
+
+class DiffusionLM:
+    """Load, generate, stream, infill, score, save."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: "PreTrainedTokenizerFast",
+        options: GenerationOptions | None = None,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.special = special_ids(tokenizer)
+        config = model.config
+        if config.vocab_size < len(tokenizer):
+            raise CheckpointError(
+                f"the tokenizer has {len(tokenizer)} tokens, but the model only "
+                f"{config.vocab_size}: they do not belong together"
+            )
+        self.corruption = corruption_from(config.corruption, config.vocab_size, self.special.mask)
+        self.options = options or GenerationOptions()
+        if config.objective == "next_token":
+            self.denoiser = autoregressive(model, self.special.mask)
+        else:
+            self.denoiser = Full(model, self.special.mask)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "DiffusionLM":
+        """Load a folder, or a model on the Hugging Face Hub. Nothing in it is run or unpickled."""
+        from transformers import AutoConfig
+
+        folder = Path(name_or_path)
+        looks_local = str(name_or_path).startswith((".", "/", "~")) or folder.exists()
+        if looks_local and not (folder / "config.json").exists():
+            raise CheckpointError(
+                f"no model at {name_or_path}: expected a folder with config.json, "
+                "model.safetensors and tokenizer.json"
+            )
+        if not looks_local:
+            folder = _download(str(name_or_path))
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"cannot read the config in {name_or_path}: {error}") from None
+        if config.model_type not in FAMILIES:
+            raise CheckpointError(
+                f"{name_or_path} holds a model of type '{config.model_type}'; "
+                f"expected one of: {', '.join(FAMILIES)}"
+            )
+        try:
+            model = FAMILIES[config.model_type][1].from_pretrained(
+                folder, dtype=dtype, use_safetensors=True
+            )
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            raise CheckpointError(f"cannot load the weights in {name_or_path}: {error}") from error
+        tokenizer = load_tokenizer(folder)
+        return cls(model.to(device).eval(), tokenizer, read_generation_config(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a plain Hugging Face model folder: config, safetensors weights, tokenizer."""
+        self.model.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
+        special = self.special
+        ids = {
+            "mask_token_id": special.mask,
+            "eos_token_id": special.eos,
+            "bos_token_id": special.bos,
+            "pad_token_id": special.pad,
+        }
+        write_generation_config(
+            folder, self.options, **{k: v for k, v in ids.items() if v is not None}
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        num_samples: int = 1,
+        filters: Sequence[Filter] = (),
+        **changes: Any,
+    ) -> Generation:
+        """Write text after each prompt (none: from nothing); `changes` are `GenerationOptions`.
+
+        `num_samples` texts for every prompt. The same seed gives the same text for a prompt,
+        whatever else is in the batch.
+        """
+        task = self._start(prompt, num_samples, changes, filters)
+        return self._finish(task, _last(self._run(task)))
+
+    def stream(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        num_samples: int = 1,
+        filters: Sequence[Filter] = (),
+        **changes: Any,
+    ) -> Iterator[Page]:
+        """The same, page after page: the blank one first, the finished one last."""
+        yield from self._run(self._start(prompt, num_samples, changes, filters))
+
+    def infill(
+        self,
+        template: str | Sequence[str],
+        *,
+        gap_length: int = 16,
+        num_samples: int = 1,
+        **changes: Any,
+    ) -> Generation:
+        """Fill the gaps (`____`) of a template; the text around them stays as it is, byte by byte.
+
+        Every gap gets `gap_length` tokens.
+        """
+        task = self._start_infill(template, gap_length, num_samples, changes)
+        return self._finish(task, _last(self._run(task)))
+
+    def stream_infill(
+        self,
+        template: str | Sequence[str],
+        *,
+        gap_length: int = 16,
+        num_samples: int = 1,
+        **changes: Any,
+    ) -> Iterator[Page]:
+        """`infill`, page after page."""
+        yield from self._run(self._start_infill(template, gap_length, num_samples, changes))
+
+    def texts(self, page: Page) -> tuple[str, ...]:
+        """Each row's text, prompt included, cut where it ends."""
+        rows = torch.cat((page.given, page.canvas.tokens), 1)
+        return tuple(self._text(row)[1] for row in rows)
+
+    def show(self, page: Page, row: int = 0, noise: str = "\u2591") -> str:
+        """A page as text, with `noise` at positions that are not decided yet."""
+        shown, run = [], page.given[row].tolist()
+        pairs = zip(page.canvas.tokens[row].tolist(), page.canvas.noisy[row].tolist(), strict=True)
+        for token, noisy in pairs:
+            if not noisy:
+                run.append(token)
+                continue
+            shown.append(self.tokenizer.decode(run, skip_special_tokens=True) + noise)
+            run = []
+        return "".join(shown) + self.tokenizer.decode(run, skip_special_tokens=True)
+
+    def score(
+        self, text: str | Sequence[str], *, num_samples: int = 32, seed: int = 0
+    ) -> "list[Estimate]":
+        """The bound on -log p of each text, in nats per token, with its standard error.
+
+        `num_samples` random maskings a text; see `sfumato.likelihood` for other estimators.
+        """
+        from sfumato.likelihood import score_texts
+
+        texts = [text] if isinstance(text, str) else list(text)
+        return score_texts(self, texts, num_samples=num_samples, seed=seed)
+
+    # --- how a request becomes a canvas, and a canvas text ---
+
+    def _changed(self, changes: dict[str, Any]) -> GenerationOptions:
+        options = self.options.with_changes(**changes)
+        largest = self.model.config.max_position_embeddings
+        canvas = options.canvas or largest
+        if canvas > largest:
+            raise ConfigError(f"canvas {canvas} is larger than the model's {largest} positions")
+        return replace(options, canvas=canvas)
+
+    def _start(
+        self,
+        prompt: str | Sequence[str],
+        num_samples: int,
+        changes: dict[str, Any],
+        filters: Sequence[Filter],
+    ) -> "_Task":
+        if num_samples < 1:
+            raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
+        options = self._changed(changes)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ConfigError("no prompt: give a text, or '' to write from nothing")
+        prompts = [p for p in prompts for _ in range(num_samples)]
+        given = [self._opening(ids) for ids in encode(self.tokenizer, prompts)]
+        longest = max(len(ids) for ids in given)
+        canvas = options.canvas or 0
+        if options.length is None:
+            room = canvas - longest
+        else:
+            room = min(options.length, self.model.config.max_position_embeddings - longest)
+        if room < (options.length or 1):
+            raise ConfigError(
+                f"the prompt has {longest} tokens of {longest + room} that fit, and "
+                f"{options.length or 1} more are wanted; shorten the prompt or the length"
+            )
+        if options.length is None:
+            template, fixed = self._template(given, canvas)
+            left = hidden = None
+        else:
+            template, fixed = self._template([[] for _ in given], options.length)
+            left, hidden = self._left(given)
+        return self._task(options, prompts, template, fixed, filters, left=left, hidden=hidden)
+
+    def _start_infill(
+        self,
+        template: str | Sequence[str],
+        gap_length: int,
+        num_samples: int,
+        changes: dict[str, Any],
+    ) -> "_Task":
+        if gap_length < 1:
+            raise ConfigError(f"gap_length must be at least 1, got {gap_length}")
+        if num_samples < 1:
+            raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
+        options = self._changed(changes)
+        if options.length is not None and "length" in changes:
+            raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
+        templates = [template] if isinstance(template, str) else list(template)
+        rows: list[list[int]] = []
+        for text in templates:
+            pieces = re.split("_{4,}", text)
+            if len(pieces) == 1:
+                raise ConfigError(f"no gap in the template: mark it with {GAP}")
+            ids = encode(self.tokenizer, pieces)
+            row = self._opening(ids[0])
+            for piece in ids[1:]:
+                row = row + [-1] * gap_length + piece
+            rows.append(row)
+        rows = [row for row in rows for _ in range(num_samples)]
+        longest, canvas = max(map(len, rows)), options.canvas or 0
+        if longest + 1 > canvas:
+            raise ConfigError(
+                f"the template has {longest} tokens with its gaps, more than the canvas of "
+                f"{canvas}; shorten it or use a smaller gap_length"
+            )
+        width = canvas if options.layout == "padded" else longest + 1
+        filled, fixed = self._template(rows, width)
+        fixed = filled >= 0
+        rest = torch.arange(width, device=self.device)[None] >= torch.tensor(
+            [[len(row)] for row in rows], device=self.device
+        )
+        filled = torch.where(rest, self.special.filler, filled)
+        ends = torch.tensor([[len(row)] for row in rows], device=self.device)
+        filled = filled.scatter(1, ends, self.special.eos)
+        fixed = fixed | rest
+        prompts = [""] * len(rows)
+        # a gap never ends the text: what follows it is given
+        task = self._task(options, prompts, filled.clamp_min(0), fixed, (), never=self.special.all)
+        return replace(task, whole=True)
+
+    def _opening(self, ids: list[int]) -> list[int]:
+        """A text starts with bos where the tokenizer has one."""
+        return ids if self.special.bos is None else [self.special.bos, *ids]
+
+    def _template(self, rows: list[list[int]], width: int) -> tuple[Tensor, Tensor]:
+        tokens = torch.full((len(rows), width), self.special.mask, dtype=torch.int64)
+        fixed = torch.zeros((len(rows), width), dtype=torch.bool)
+        for number, ids in enumerate(rows):
+            tokens[number, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            fixed[number, : len(ids)] = True
+        return tokens.to(self.device), fixed.to(self.device)
+
+    def _left(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        width = max(map(len, rows))
+        tokens = torch.full((len(rows), width), self.special.filler, dtype=torch.int64)
+        hidden = torch.ones((len(rows), width), dtype=torch.bool)
+        for number, ids in enumerate(rows):
+            if ids:
+                tokens[number, width - len(ids) :] = torch.tensor(ids, dtype=torch.int64)
+                hidden[number, width - len(ids) :] = False
+        return tokens.to(self.device), hidden.to(self.device)
+
+    def _task(
+        self,
+        options: GenerationOptions,
+        prompts: list[str],
+        template: Tensor,
+        fixed: Tensor,
+        filters: Sequence[Filter],
+        *,
+        never: tuple[int, ...] | None = None,
+        left: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> "_Task":
+        seed = secrets.randbits(31) if options.seed is None else options.seed
+        rng = Rng.from_seed(seed, len(prompts), device=self.device)
+        ends = (self.special.eos, self.special.pad)
+        if never is None:  # a text may end, and must contain no other special token
+            never = tuple(i for i in self.special.all if i not in ends)
+        extra = range(len(self.tokenizer), self.model.config.vocab_size)  # rows without a token
+        canvas = blank(self.corruption, template, fixed, rng.fold(0))
+        return _Task(
+            options,
+            tuple(prompts),
+            canvas,
+            rng.fold(1),
+            seed,
+            (*options.filters((*never, *extra)), *filters),
+            left,
+            hidden,
+        )
+
+    def _run(self, task: "_Task") -> Iterator[Page]:
+        denoiser = self.denoiser
+        if task.left is not None and task.left.shape[1]:
+            denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
+        step = task.options.rule(self.corruption)
+        given = task.canvas.tokens[:, :0] if task.left is None else task.left
+        decided = torch.where(task.canvas.fixed, 0, -1)
+        page = Page(0, task.canvas, decided, given)
+        yield page
+        with _inference(self.model):
+            pages = generate(
+                denoiser,
+                task.canvas,
+                step,
+                task.rng,
+                num_steps=task.options.num_steps,
+                block=task.options.block,
+                lookahead=task.options.lookahead,
+                filters=task.filters,
+            )
+            for number, canvas in enumerate(pages, 1):
+                before = page.canvas
+                changed = (before.tokens != canvas.tokens) | (before.noisy & ~canvas.noisy)
+                decided = torch.where(canvas.noisy, -1, torch.where(changed, number, decided))
+                page = Page(number, canvas, decided, given)
+                yield page
+
+    def _finish(self, task: "_Task", page: Page) -> Generation:
+        texts, tokens = [], []
+        for row, fixed in zip(page.canvas.tokens, task.canvas.fixed, strict=True):
+            start = 0 if task.whole or task.left is not None else int(fixed.sum())
+            ids, text = self._text(row[start:])
+            texts.append(text)
+            tokens.append(ids)
+        new = float((~task.canvas.fixed).sum()) / len(texts)
+        return Generation(
+            tuple(texts),
+            task.prompts,
+            tuple(tokens),
+            page.step,
+            new / max(page.step, 1),
+            task.seed,
+        )
+
+    def _text(self, row: Tensor) -> tuple[tuple[int, ...], str]:
+        """Tokens up to the first end, and their text; bos in front is not text."""
+        ids = row.tolist()
+        if ids and ids[0] == self.special.bos:
+            ids = ids[1:]
+        ends = [n for n, i in enumerate(ids) if i in (self.special.eos, self.special.pad)]
+        ids = ids[: ends[0]] if ends else ids
+        return tuple(ids), self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One request on its way from options to text."""
+
+    options: GenerationOptions
+    prompts: tuple[str, ...]
+    canvas: Canvas
+    rng: Rng
+    seed: int
+    filters: tuple[Filter, ...]
+    left: Tensor | None
+    hidden: Tensor | None
+    whole: bool = False  # the text is the whole canvas, as in infilling
+
+
+def _last(pages: Iterator[Page]) -> Page:
+    return deque(pages, maxlen=1)[0]
+
+
+@contextlib.contextmanager
+def _inference(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients, and back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _download(name: str) -> Path:
+    """A model's files from the Hugging Face Hub; never its code, never pickles."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"'{name}' is neither a folder here nor a model that could be downloaded: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
