@@ -9,7 +9,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from sfumato.likelihood import Estimate
 
+SHIPPED = Path(__file__).parent / "shipped" / "stories"  # the model that comes with the package
 GAP = "____"  # four or more underscores in a template are a gap to fill
 
 
@@ -56,9 +57,18 @@ class Generation:
     seed: int
 
     @property
+    def full_texts(self) -> tuple[str, ...]:
+        """Prompt and new text of every row."""
+        return tuple(p + t for p, t in zip(self.prompts, self.texts, strict=True))
+
+    @property
     def text(self) -> str:
         """Prompt and new text of the first row."""
-        return self.prompts[0] + self.texts[0]
+        return self.full_texts[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return asdict(self)
 
 
 class DiffusionLM:
@@ -89,15 +99,20 @@ class DiffusionLM:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        name_or_path: str | Path = "stories",
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "DiffusionLM":
-        """Load a folder, or a model on the Hugging Face Hub. Nothing in it is run or unpickled."""
+        """Load a folder, a model on the Hugging Face Hub, or "stories", the shipped one.
+
+        Nothing in it is run or unpickled.
+        """
         from transformers import AutoConfig
 
         folder = Path(name_or_path)
+        if str(name_or_path) == "stories" and not folder.exists():
+            folder = SHIPPED
         looks_local = str(name_or_path).startswith((".", "/", "~")) or folder.exists()
         if looks_local and not (folder / "config.json").exists():
             raise CheckpointError(
@@ -153,22 +168,15 @@ class DiffusionLM:
     ) -> Generation:
         """Write text after each prompt (none: from nothing); `changes` are `GenerationOptions`.
 
-        `num_samples` texts for every prompt. The same seed gives the same text for a prompt,
-        whatever else is in the batch.
+        `num_samples` texts for every prompt. The same seed gives a row the same text whatever
+        other rows are in the batch.
         """
-        task = self._start(prompt, num_samples, changes, filters)
-        return self._finish(task, _last(self._run(task)))
+        task = self.start(prompt, num_samples=num_samples, filters=filters, **changes)
+        return self.finish(task, _last(self.run(task)))
 
-    def stream(
-        self,
-        prompt: str | Sequence[str] = "",
-        *,
-        num_samples: int = 1,
-        filters: Sequence[Filter] = (),
-        **changes: Any,
-    ) -> Iterator[Page]:
-        """The same, page after page: the blank one first, the finished one last."""
-        yield from self._run(self._start(prompt, num_samples, changes, filters))
+    def stream(self, prompt: str | Sequence[str] = "", **options: Any) -> Iterator[Page]:
+        """`generate`, page after page: the blank one first, the finished one last."""
+        return self.run(self.start(prompt, **options))
 
     def infill(
         self,
@@ -182,19 +190,10 @@ class DiffusionLM:
 
         Every gap gets `gap_length` tokens.
         """
-        task = self._start_infill(template, gap_length, num_samples, changes)
-        return self._finish(task, _last(self._run(task)))
-
-    def stream_infill(
-        self,
-        template: str | Sequence[str],
-        *,
-        gap_length: int = 16,
-        num_samples: int = 1,
-        **changes: Any,
-    ) -> Iterator[Page]:
-        """`infill`, page after page."""
-        yield from self._run(self._start_infill(template, gap_length, num_samples, changes))
+        task = self.start_infill(
+            template, gap_length=gap_length, num_samples=num_samples, **changes
+        )
+        return self.finish(task, _last(self.run(task)))
 
     def texts(self, page: Page) -> tuple[str, ...]:
         """Each row's text, prompt included, cut where it ends."""
@@ -235,13 +234,15 @@ class DiffusionLM:
             raise ConfigError(f"canvas {canvas} is larger than the model's {largest} positions")
         return replace(options, canvas=canvas)
 
-    def _start(
+    def start(
         self,
-        prompt: str | Sequence[str],
-        num_samples: int,
-        changes: dict[str, Any],
-        filters: Sequence[Filter],
-    ) -> "_Task":
+        prompt: str | Sequence[str] = "",
+        *,
+        num_samples: int = 1,
+        filters: Sequence[Filter] = (),
+        **changes: Any,
+    ) -> "Task":
+        """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         if num_samples < 1:
             raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
         options = self._changed(changes)
@@ -269,13 +270,15 @@ class DiffusionLM:
             left, hidden = self._left(given)
         return self._task(options, prompts, template, fixed, filters, left=left, hidden=hidden)
 
-    def _start_infill(
+    def start_infill(
         self,
         template: str | Sequence[str],
-        gap_length: int,
-        num_samples: int,
-        changes: dict[str, Any],
-    ) -> "_Task":
+        *,
+        gap_length: int = 16,
+        num_samples: int = 1,
+        **changes: Any,
+    ) -> "Task":
+        """The same for `infill`."""
         if gap_length < 1:
             raise ConfigError(f"gap_length must be at least 1, got {gap_length}")
         if num_samples < 1:
@@ -349,7 +352,7 @@ class DiffusionLM:
         never: tuple[int, ...] | None = None,
         left: Tensor | None = None,
         hidden: Tensor | None = None,
-    ) -> "_Task":
+    ) -> "Task":
         seed = secrets.randbits(31) if options.seed is None else options.seed
         rng = Rng.from_seed(seed, len(prompts), device=self.device)
         ends = (self.special.eos, self.special.pad)
@@ -357,7 +360,7 @@ class DiffusionLM:
             never = tuple(i for i in self.special.all if i not in ends)
         extra = range(len(self.tokenizer), self.model.config.vocab_size)  # rows without a token
         canvas = blank(self.corruption, template, fixed, rng.fold(0))
-        return _Task(
+        return Task(
             options,
             tuple(prompts),
             canvas,
@@ -368,7 +371,7 @@ class DiffusionLM:
             hidden,
         )
 
-    def _run(self, task: "_Task") -> Iterator[Page]:
+    def run(self, task: "Task") -> Iterator[Page]:
         denoiser = self.denoiser
         if task.left is not None and task.left.shape[1]:
             denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
@@ -395,7 +398,7 @@ class DiffusionLM:
                 page = Page(number, canvas, decided, given)
                 yield page
 
-    def _finish(self, task: "_Task", page: Page) -> Generation:
+    def finish(self, task: "Task", page: Page) -> Generation:
         texts, tokens = [], []
         for row, fixed in zip(page.canvas.tokens, task.canvas.fixed, strict=True):
             start = 0 if task.whole or task.left is not None else int(fixed.sum())
@@ -423,7 +426,7 @@ class DiffusionLM:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """One request on its way from options to text."""
 
     options: GenerationOptions
@@ -435,6 +438,11 @@ class _Task:
     left: Tensor | None
     hidden: Tensor | None
     whole: bool = False  # the text is the whole canvas, as in infilling
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that will be taken at most."""
+        return self.options.num_steps or self.canvas.tokens.shape[1]
 
 
 def _last(pages: Iterator[Page]) -> Page:
