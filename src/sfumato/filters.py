@@ -44,7 +44,7 @@ class TopK:
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if self.k >= logits.shape[-1]:
             return logits
-        order = logits.sort(-1, descending=True, stable=True).indices[:, : self.k]
+        order = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self.k]
         kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, True)
         return logits.masked_fill(~kept, -torch.inf)
 
@@ -62,7 +62,7 @@ class TopP:
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if self.p == 1:
             return logits
-        values, order = logits.sort(-1, descending=True, stable=True)
+        values, order = logits.sort(dim=-1, descending=True, stable=True)
         probs = values.float().softmax(-1)
         before = probs.cumsum(-1) - probs  # what more likely tokens already hold
         kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before < self.p)
