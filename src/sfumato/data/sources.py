@@ -64,7 +64,8 @@ class Source:
                 raise DataError(f"{path}: unknown format; expected one of {', '.join(READERS)}")
             return [path]
         if path.is_dir():
-            files = [p for p in path.rglob("[!.]*") if p.is_file() and _format(p) is not None]
+            inside = [p for p in path.rglob("*") if _format(p) is not None and p.is_file()]
+            files = [p for p in inside if not re.search(r"(^|/)\.", str(p.relative_to(path)))]
             if not files:
                 raise DataError(
                     f"folder {path} holds no file of a known format: {', '.join(READERS)}"
@@ -135,9 +136,9 @@ def _cut_place(text: str, size: int) -> int:
 
 def _read(path: Path, source: Source) -> Iterator[Piece]:
     """The documents of one file; every error names the file, and the line where there is one."""
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; expected text")
     try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty; expected text")
         yield from READERS[_format(path) or ""](path, source)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(
@@ -148,10 +149,10 @@ def _read(path: Path, source: Source) -> Iterator[Piece]:
 
 
 def _format(path: Path) -> str | None:
-    suffixes = [s.lower() for s in path.suffixes[-2:]]
-    if suffixes[-1:] == [".gz"]:
-        suffixes = suffixes[:-1] if suffixes[0] != ".parquet" else []
-    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    zipped_parquet = suffix == ".parquet" and name.endswith(".gz")
+    return suffix if suffix in READERS and not zipped_parquet else None
 
 
 @contextmanager
@@ -195,20 +196,22 @@ def split_text(blocks: Iterable[str], separator: str | None) -> Iterator[Piece]:
 
     Line ends at the borders of a document belong to the file, not to its text.
     """
+    # Patterns begin with a plain line feed, which is found fast; what is left of a "\r\n" before
+    # it is stripped with the borders.
     if separator is None:
         border = re.compile(r"(?!)")
     elif separator in ("\n", "\r\n"):
-        border = re.compile(r"\r?\n")
+        border = re.compile(r"\n")
     else:
-        border = re.compile(rf"(?:\r?\n)+{re.escape(separator)}[ \t]*(?=\r?\n)")
+        border = re.compile(rf"\n(?:\r?\n)*{re.escape(separator)}[ \t]*(?=\r?\n)")
     longest = len(separator or "") + PIECE  # a line beyond this is no separator
     # A line end around the file lets its first and last line be separators like any other.
     held, fresh = "", True  # fresh: nothing of the present document has been yielded
     for block in itertools.chain(["\n"], blocks, ["\n"]):
         *done, held = border.split(held + block)
         for text in done:
-            text = text.lstrip("\r\n") if fresh else text
-            yield Piece(text, True)
+            text = text.rstrip("\r\n")
+            yield Piece(text.lstrip("\r\n") if fresh else text, True)
             fresh = True
         # The last line, and the line ends before it, may turn out to be a separator.
         at = len(held[: held.rfind("\n") + 1].rstrip("\r\n"))
@@ -272,9 +275,16 @@ def _read_csv(path: Path, source: Source) -> Iterator[Piece]:
         if source.field not in (reader.fieldnames or ()):
             raise DataError(_no_field(f"{path}, line 1", source.field, reader.fieldnames or ()))
         for row in reader:
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} "
+                    "fields as in line 1; quote texts that hold commas or quotes"
+                )
             yield _record(row, source.field, f"{path}, line {reader.line_num}")
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: broken CSV ({error})") from error
+        # The reader counts a line when it is done with it.
+        where = f"{path}, line {reader.line_num + 1}"
+        raise DataError(f"{where}: broken CSV ({error})") from error
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:

@@ -104,6 +104,8 @@ def prepare(
         "shard": shard,
     }
     out = Path(out)
+    if Path(source.name).is_dir() and out.resolve().is_relative_to(Path(source.name).resolve()):
+        raise ConfigError(f"{out} lies inside the source {source.name}; use a folder outside of it")
     with _sole_user(out):
         if (out / PREPARED).exists():
             done = Prepared.open(out)

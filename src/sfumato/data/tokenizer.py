@@ -5,6 +5,7 @@ characters of text. Special ids enter token streams by number only.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,10 +71,11 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # The trainer splits out special spellings before it counts, so none can become a merge.
-    backend.train_from_iterator(texts, trainer)
-    if backend.get_vocab_size() == SMALLEST:
-        raise DataError("no text to learn a tokenizer from: no pair of bytes occurs often enough")
+    texts = iter(texts)
+    first = next(texts, None)
+    if first is None:
+        raise DataError("no text to learn a tokenizer from; give at least one document")
+    backend.train_from_iterator(itertools.chain([first], texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
@@ -104,8 +106,8 @@ def load_tokenizer(
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
         raise TokenizerError(
-            f"cannot load a tokenizer from {name}: {_first_line(error)}; expected a folder with "
-            "tokenizer.json, or a name on the Hugging Face Hub"
+            f"cannot load a tokenizer from {name}: {_first_line(error)}; give a folder with "
+            "tokenizer.json or a name on the Hub, or load it yourself and pass the tokenizer"
         ) from error
     if add_mask_token and tokenizer.mask_token_id is None:
         own = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
@@ -123,9 +125,11 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> 
     tokenizer.save_pretrained(str(folder))
     path = Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    # transformers 5 writes the name of a class that exists nowhere else.
+    # transformers 5 writes the name of a class, and the form of a list, that nothing else reads.
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

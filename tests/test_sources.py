@@ -1,0 +1,232 @@
+"""Sources give every document once, whole and unchanged, and name what they cannot read."""
+
+import csv
+import gzip
+import itertools
+import json
+import re
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfumato.data import Source, encode, train_tokenizer
+from sfumato.data.sources import PIECE, Piece, cut, split_text
+from sfumato.errors import ConfigError, DataError
+
+TEXTS = [
+    "One day, a cat sat.",
+    'He said "hi",\nand then <|endoftext|> went on.\n\nEnd.',
+    "caf\u00e9 \U0001f600",
+]
+
+
+def write(path, texts=TEXTS, field="text"):
+    """The texts in the format that the name's ending asks for."""
+    opened, name = gzip.open if path.suffix == ".gz" else open, path.name.lower()
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"n": range(len(texts)), field: texts}), path)
+        return path
+    with opened(path, "wt", encoding="utf-8", newline="") as file:
+        if ".jsonl" in name:
+            file.writelines(json.dumps({"n": n, field: t}) + "\n" for n, t in enumerate(texts))
+        elif ".csv" in name:
+            writer = csv.writer(file)
+            writer.writerow(["n", field])
+            writer.writerows(enumerate(texts))
+        else:
+            file.write("\n<|endoftext|>\n".join(texts))
+    return path
+
+
+FORMATS = [
+    "a.txt",
+    "a.jsonl",
+    "a.csv",
+    "a.parquet",
+    "a.txt.gz",
+    "a.jsonl.gz",
+    "a.csv.gz",
+    "A.JSONL",
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_documents_come_back_unchanged(tmp_path, name):
+    path = write(tmp_path / name)
+    assert list(Source(str(path)).documents()) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_another_field_can_be_chosen(tmp_path, name):
+    path = write(tmp_path / name, field="story")
+    assert list(Source(str(path), field="story").documents()) == TEXTS
+    with pytest.raises(DataError, match=r"no field 'text'; .* there are: n, story"):
+        list(Source(str(path)).documents())
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".cache").mkdir()
+    write(tmp_path / "b.jsonl", ["second"])
+    write(tmp_path / "a.txt", ["first"])
+    write(tmp_path / "sub" / "c.csv", ["third"])
+    write(tmp_path / ".cache" / "hidden.txt", ["never"])
+    (tmp_path / "notes.md").write_text("never")
+    assert list(Source(str(tmp_path)).documents()) == ["first", "second", "third"]
+
+
+def test_blank_documents_are_left_out_and_the_limit_counts_the_rest(tmp_path):
+    path = write(tmp_path / "a.jsonl", ["", "one", " \n", None, "two", "three"])
+    assert list(Source(str(path)).documents()) == ["one", "two", "three"]
+    assert list(Source(str(path), limit=2).documents()) == ["one", "two"]
+    with pytest.raises(ConfigError, match="limit must be at least 1 document, got 0"):
+        Source(str(path), limit=0)
+
+
+@pytest.mark.parametrize(
+    ("separator", "documents"),
+    [
+        ("<|endoftext|>", ["a\n\nb", "c <|endoftext|> d\n---\ne\r\nf"]),
+        ("---", ["a\n\nb\n<|endoftext|>\nc <|endoftext|> d", "e\r\nf"]),
+        ("", ["a", "b\n<|endoftext|>\nc <|endoftext|> d\n---\ne\r\nf"]),
+        ("\n", ["a", "b", "<|endoftext|>", "c <|endoftext|> d", "---", "e", "f"]),
+        (None, ["a\n\nb\n<|endoftext|>\nc <|endoftext|> d\n---\ne\r\nf"]),
+    ],
+)
+def test_a_text_file_is_split_at_lines_that_are_the_separator(tmp_path, separator, documents):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\n\nb\n<|endoftext|>\nc <|endoftext|> d\n---\ne\r\nf\n")
+    assert list(Source(str(path), separator=separator).documents()) == documents
+
+
+def split_whole_text(text: str, separator: str | None) -> list[str]:
+    """Line by line over the whole text: slow and obvious."""
+    documents = [""]
+    for line in re.findall(r"[^\n]*\n|[^\n]+$", text):
+        content = line.removesuffix("\n").removesuffix("\r")
+        if separator == "\n":
+            documents += [content]
+        elif separator is not None and content.rstrip(" \t") == separator:
+            documents += [""]
+        else:
+            documents[-1] += line
+    return [d.strip("\r\n") for d in documents if d.strip()]
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    text=st.text(alphabet="a# \n\r\t", max_size=40),
+    separator=st.sampled_from(["##", "", "\n", None]),
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+)
+def test_splitting_does_not_depend_on_how_the_file_is_read(text, separator, cuts):
+    text = re.sub(r"\r(?!\n)", "", text)  # line ends are \n or \r\n
+    places = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
+    blocks = [text[a:b] for a, b in itertools.pairwise(places)]
+    documents = [piece.text for piece in cut(split_text(blocks, separator), None)]
+    assert documents == split_whole_text(text, separator)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    chunks=st.lists(st.tuples(st.text(alphabet="ab \n", max_size=12), st.booleans()), max_size=12),
+    size=st.integers(1, 9),
+)
+def test_pieces_join_to_the_documents(chunks, size):
+    chunks = [*(Piece(*chunk) for chunk in chunks), Piece("end", True)]
+    whole = [piece.text for piece in cut(chunks, None)]
+    joined = [""]
+    for piece in cut(chunks, size):
+        assert 1 <= len(piece.text) <= size
+        joined[-1] += piece.text
+        joined += [""] if piece.ends else []
+    # A long blank document comes through in pieces; it is only dropped when it fits in one.
+    assert [text for text in joined[:-1] if text.strip()] == whole
+
+
+def test_cutting_changes_no_token():
+    text = "Lily ran,  and (then) she said: 'I can't!' Did she?  Yes 12 times.\n\n  The end. " * 30
+    tokenizer = train_tokenizer([text] * 2, 400)
+    pieces = [piece.text for piece in cut([Piece(text, True)], 50)]
+    assert len(pieces) > 40
+    assert (
+        list(itertools.chain.from_iterable(encode(tokenizer, pieces)))
+        == encode(tokenizer, [text])[0]
+    )
+
+
+def test_one_endless_line_passes_through_bounded_memory(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("word " * 4_000_000)
+    tracemalloc.start()
+    num_characters = sum(len(piece.text) for piece in Source(str(path)).pieces())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert num_characters == 20_000_000
+    assert peak < 8_000_000
+
+
+def test_long_documents_come_in_pieces_and_short_ones_whole(tmp_path):
+    long = "word " * PIECE
+    path = write(tmp_path / "a.jsonl", ["short", long])
+    pieces = list(Source(str(path)).pieces())
+    assert pieces[0] == Piece("short", True)
+    assert "".join(piece.text for piece in pieces[1:]) == long
+    assert [piece.ends for piece in pieces[1:]] == [False] * (len(pieces) - 2) + [True]
+    assert list(Source(str(path)).documents()) == ["short", long]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a.txt is empty"),
+        ("a.txt", b"\x89PNG\x00\x00", "a.txt is a binary file"),
+        ("a.txt", b"good\ncaf\xe9 noir", "a.txt, byte 8: not UTF-8 .* iconv"),
+        ("a.txt", "split at the end: \u00e9".encode()[:-1], "a.txt, byte 18: not UTF-8"),
+        ("a.txt.gz", b"no gzip at all", "a.txt.gz is not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"word " * 9999)[:-20], "a.txt.gz is not a whole gzip file"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "a.jsonl, line 2: broken JSON .* column"),
+        ("a.jsonl", b'{"text": "a"}\n\n["b"]\n', "a.jsonl, line 3: a JSON list; expected an obj"),
+        ("a.jsonl", b'{"story": "a", "n": 1}', "line 1: no field 'text'; .* there are: n, story"),
+        ("a.jsonl", b'{"text": 5}', "line 1: field 'text' is a int; expected text"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl, line 1: not UTF-8"),
+        ("a.jsonl", b'{"text": "\\ud83d"}', "line 1: half a surrogate pair"),
+        ("a.csv", b"n,text\n1,a\n2,b,c\n", "a.csv, line 3: expected 2 fields"),
+        ("a.csv", b"n,text\n1,a\n2\n", "a.csv, line 3: expected 2 fields"),
+        ("a.csv", b'n,text\n1,"a" b\n', "a.csv, line 2: broken CSV"),
+        ("a.csv", b"n,story\n1,a\n", "a.csv, line 1: no field 'text'; .* there are: n, story"),
+        ("a.csv", b"\n", "a.csv, line 1: no field 'text'; .* there are: none"),
+        ("a.parquet", b"PAR1 no more", "a.parquet is not a whole parquet file"),
+        ("a.pdf", b"%PDF", "a.pdf: unknown format; expected one of .txt, .jsonl"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(Source(str(path)).documents())
+
+
+def test_a_file_that_goes_away_is_named(tmp_path):
+    write(tmp_path / "a.txt", ["one"])
+    path = write(tmp_path / "b.txt", ["two"])
+    documents = Source(str(tmp_path)).documents()
+    assert next(documents) == "one"
+    path.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*b.txt: No such file"):
+        next(documents)
+
+
+def test_a_missing_place_is_named(tmp_path):
+    write(tmp_path / "stories.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no file or folder .*did you mean stories.jsonl"):
+        Source(str(tmp_path / "storys.jsonl")).files()
+    with pytest.raises(DataError, match="holds no file of a known format"):
+        Source(str(tmp_path / "empty")).files()
+    assert Source("roneneldan/TinyStories").files() == []

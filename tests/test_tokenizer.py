@@ -1,0 +1,210 @@
+"""Tokenizers lose nothing, invent nothing, and never read text as a special token."""
+
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfumato.data import (
+    encode,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+    special_ids,
+    train_tokenizer,
+)
+from sfumato.data.tokenizer import SMALLEST, SPECIAL
+from sfumato.errors import ConfigError, DataError, TokenizerError
+
+STORY = (
+    "Once upon a time there was a little girl named Lily. She loved her red ball.\n\n"
+    "One day the ball rolled into the forest, where a friendly bear was sleeping under a tree."
+)
+SHARED = Path(os.environ.get("SFUMATO_SHARED", "../shared")) / "data" / "tokenizers"
+ODD_TEXTS = [
+    "two  spaces, a tab\tand a trailing space ",
+    "\n\nline ends\r\n\n",
+    "caf\u00e9 na\u00efve \u4f60\u597d e\u0301 \u2029",
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "nul \x00 and \x7f",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([STORY] * 3, 320)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text())
+def test_any_text_survives(tokenizer, text):
+    [ids] = encode(tokenizer, [text])
+    assert tokenizer.decode(ids) == text
+    assert not set(ids) & set(special_ids(tokenizer).all)
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_odd_text_survives(tokenizer, text):
+    assert tokenizer.decode(encode(tokenizer, [text])[0]) == text
+
+
+def test_the_vocabulary_has_the_size_asked_for_and_the_special_tokens(tokenizer):
+    assert len(tokenizer) == 320
+    ids = special_ids(tokenizer)
+    assert [ids.pad, ids.bos, ids.eos, ids.mask] == tokenizer.convert_tokens_to_ids(list(SPECIAL))
+    assert ids.filler == ids.pad
+    assert tokenizer.unk_token is None
+
+
+@pytest.mark.parametrize("spelling", SPECIAL)
+def test_the_spelling_of_a_special_token_is_text(tokenizer, spelling):
+    text = f"he wrote {spelling}{spelling} on the wall"
+    [ids] = encode(tokenizer, [text])
+    assert not set(ids) & set(special_ids(tokenizer).all)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_encode_adds_and_cuts_nothing_whatever_the_tokenizer_did_before(tokenizer):
+    expected = encode(tokenizer, [STORY, "a"])
+    tokenizer([STORY, "a"], truncation=True, max_length=4, padding=True)
+    assert tokenizer.backend_tokenizer.truncation is not None
+    assert encode(tokenizer, [STORY, "a"]) == expected
+
+
+def test_training_is_deterministic_across_processes():
+    script = (
+        "from sfumato.data import *\n"
+        f"print(fingerprint(train_tokenizer([{STORY!r}, 'abc abd abe acd ace'] * 2, 300)))"
+    )
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", script], check=True, capture_output=True, text=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(prints) == 1
+
+
+def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
+    save_tokenizer(tokenizer, tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert fingerprint(loaded) == fingerprint(tokenizer)
+    assert special_ids(loaded) == special_ids(tokenizer)
+    assert encode(loaded, ODD_TEXTS) == encode(tokenizer, ODD_TEXTS)
+    # The name and form that transformers 4 can read.
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "extra_special_tokens" not in config
+
+
+def test_the_fingerprint_tells_tokenizers_apart(tokenizer, tmp_path):
+    smaller = train_tokenizer([STORY] * 3, 319)
+    save_tokenizer(tokenizer, tmp_path)
+    roles = load_tokenizer(tmp_path)
+    roles.pad_token = roles.eos_token
+    assert len({fingerprint(t) for t in (tokenizer, smaller, roles)}) == 3
+    tokenizer([STORY], truncation=True, max_length=4)
+    assert fingerprint(tokenizer) == fingerprint(train_tokenizer([STORY] * 3, 320))
+
+
+def test_a_small_vocabulary_or_no_text_is_refused():
+    with pytest.raises(ConfigError, match=f"at least {SMALLEST} .* got 259"):
+        train_tokenizer([STORY], SMALLEST - 1)
+    with pytest.raises(DataError, match="no text to learn a tokenizer from"):
+        train_tokenizer([], 300)
+    assert len(train_tokenizer(["ab"], SMALLEST)) == SMALLEST
+
+
+def without_mask(folder: Path, **roles: str):
+    """A saved tokenizer that lacks a mask token."""
+    from transformers import PreTrainedTokenizerFast
+
+    whole = train_tokenizer([STORY], 270)
+    PreTrainedTokenizerFast(tokenizer_object=whole.backend_tokenizer, **roles).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_a_missing_mask_token_is_named_and_can_be_added(tmp_path):
+    folder = without_mask(tmp_path, eos_token="<|eos|>")
+    with pytest.raises(TokenizerError, match=r"no mask token.*add_mask_token=True"):
+        special_ids(load_tokenizer(folder))
+    mended = load_tokenizer(folder, add_mask_token=True)
+    # Its own special token that says "mask" gets the role; the vocabulary does not grow.
+    assert special_ids(mended).mask == 3
+    assert len(mended) == 270
+    assert special_ids(mended).filler == mended.eos_token_id
+
+
+def test_a_mask_token_is_added_where_there_is_nothing_like_it(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "<": 2}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
+    mended = load_tokenizer(tmp_path, add_mask_token=True)
+    assert mended.mask_token == "<|mask|>"
+    assert special_ids(mended).mask == len(mended) - 1 == 4
+    save_tokenizer(mended, tmp_path / "mended")
+    assert fingerprint(load_tokenizer(tmp_path / "mended")) == fingerprint(mended)
+
+
+def test_other_unfit_tokenizers_are_named(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+    with pytest.raises(TokenizerError, match="no eos token"):
+        special_ids(load_tokenizer(without_mask(tmp_path, mask_token="<|mask|>")))
+    both = train_tokenizer([STORY], 300)
+    both.pad_token = both.mask_token
+    with pytest.raises(TokenizerError, match="id 3 as mask token and for another purpose"):
+        special_ids(both)
+    words = Tokenizer(models.WordLevel({"<mask>": 0, "<end>": 1, "?": 2}, unk_token="?"))
+    reads = PreTrainedTokenizerFast(tokenizer_object=words, mask_token="<mask>", eos_token="<end>")
+    with pytest.raises(TokenizerError, match="reads the text '<mask>' as a special token"):
+        special_ids(reads)
+    with pytest.raises(TokenizerError, match="ByT5Tokenizer is a tokenizer in Python"):
+        encode(ByT5Tokenizer(), ["a"])
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TokenizerError, match=r"no tokenizer folder at [.]/nowhere"):
+        load_tokenizer("./nowhere")
+    with pytest.raises(TokenizerError, match=f"cannot load a tokenizer from {tmp_path}"):
+        load_tokenizer(tmp_path)
+
+
+def foreign(name: str):
+    if name == "dream-7b-qwen2":
+        from transformers import Qwen2Tokenizer
+
+        return Qwen2Tokenizer.from_pretrained(SHARED / name)
+    tokenizer = load_tokenizer(SHARED / name, add_mask_token=True)
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    return tokenizer
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["gpt2", "smollm2", "dream-7b-qwen2"])
+def test_foreign_tokenizers_keep_text_apart_from_special_tokens(name, tmp_path):
+    tokenizer = foreign(name)
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    ids = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    assert set(special_ids(tokenizer).all) <= ids
+    for text in [f"a{s} {s}b" for s in special] + ODD_TEXTS:
+        [tokens] = encode(tokenizer, [text])
+        assert not set(tokens) & ids
+        # Qwen's tokenizer composes accents, and says so in its normalizer.
+        text = unicodedata.normalize("NFC", text) if name.endswith("qwen2") else text
+        assert tokenizer.decode(tokens, skip_special_tokens=True) == text
+    save_tokenizer(tokenizer, tmp_path)
+    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(tokenizer)
