@@ -97,5 +97,7 @@ def score_hidden(
     """Cross-entropy of softmax(hidden @ head.T) in chunks, in the dtype that autocast asks for."""
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    if not torch.is_grad_enabled():
+        head = head.detach()  # a parameter asks for its gradient even then
     with torch.autocast(hidden.device.type, enabled=False):
         return Scored(*_ChunkedCrossEntropy.apply(hidden, head, targets, weights, excluded))
