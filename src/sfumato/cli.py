@@ -221,7 +221,7 @@ def data_prepare(
             workers=workers,
             progress=show,
         )
-    typer.echo(json.dumps(done.summary(), indent=2))
+    typer.echo(json.dumps(done.facts, indent=2))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
