@@ -111,13 +111,24 @@ def generate(
 
 def _columns(canvas: Canvas, start: int, stop: int) -> Canvas:
     return Canvas(
-        canvas.tokens[:, start:stop], canvas.noisy[:, start:stop], canvas.fixed[:, start:stop]
+        canvas.tokens[:, start:stop],
+        canvas.noisy[:, start:stop],
+        canvas.fixed[:, start:stop],
+        {key: kept[:, start:stop] for key, kept in canvas.memory.items()},
     )
 
 
 def _paste(canvas: Canvas, start: int, part: Canvas) -> Canvas:
-    tokens, noisy = canvas.tokens.clone(), canvas.noisy.clone()
-    stop = start + part.tokens.shape[1]
-    tokens[:, start:stop] = part.tokens
-    noisy[:, start:stop] = part.noisy
-    return replace(canvas, tokens=tokens, noisy=noisy)
+    """The page with a block in it; of the block's memory, what the page had from the first."""
+
+    def pasted(page: Tensor, block: Tensor) -> Tensor:
+        page = page.clone()
+        page[:, start : start + block.shape[1]] = block
+        return page
+
+    return replace(
+        canvas,
+        tokens=pasted(canvas.tokens, part.tokens),
+        noisy=pasted(canvas.noisy, part.noisy),
+        memory={key: pasted(kept, part.memory[key]) for key, kept in canvas.memory.items()},
+    )

@@ -12,7 +12,7 @@ Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B].
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
-from sfumato.types import Canvas
+from sfumato.types import Canvas, Step
 
 _TOKENS, _PLACES, _RENOISE = 0, 1, 2  # what a step's random streams are for
 
@@ -93,12 +93,13 @@ def draw_at(canvas: Canvas, chosen: Tensor, where: Tensor, logits: Tensor, rng: 
     return tokens
 
 
-class Chooser(Protocol):
+@runtime_checkable
+class Chooser(Step, Protocol):
     """A rule whose choice depends on the state and the logits alone."""
 
-    def choose(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor
-    ) -> Tensor: ...
+    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """[B, L] bool, the positions to decide."""
+        ...
 
 
 def _decide(
