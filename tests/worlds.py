@@ -173,6 +173,7 @@ class Tabular:
             correct = logits.argmax(-1) == targets
         else:
             nll, correct = integrand(logits, slice(0, len(targets)))
+        nll = nll.float()  # as networks do
         return (weights * nll).sum(), nll, correct
 
 

@@ -1,11 +1,28 @@
-"""How probable a model finds texts, and how sure we are of the number."""
+"""How probable a model finds texts: bounds and exact values, and how sure we are of the number.
+
+Every function returns a `Likelihood`: nats for each row, and the noise of that estimate. They
+differ in what they are about. `exact_k`, `continuous` and `discrete` bound -log p under the random
+order of the diffusion; `any_order` is the same bound by other draws; `by_order`, `by_decoder` and
+`left_to_right` are exact, each for its own way of writing a text.
+
+`rng` has one key, the run's; what a row draws depends on it and the row's slot alone.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from sfumato.errors import DataError
+from sfumato.corruption import Corruption
+from sfumato.errors import ConfigError, DataError
+from sfumato.generate import blank, generate
+from sfumato.objectives import Bound, Draw, ExactK, MaskedDiffusion, NextToken, Times
+from sfumato.rng import Rng
+from sfumato.schedules import Schedule, reveal_rate
+from sfumato.steps import Chooser, commit, spread
+from sfumato.types import Batch, Canvas, Denoiser, Filter, Objective, Step, Trainable
 
 
 @dataclass(frozen=True)
@@ -48,3 +65,378 @@ def ratio(totals: Tensor, counts: Tensor) -> Estimate:
         return Estimate.of(value, math.nan)
     squares = float((totals - value * counts).square().sum())
     return Estimate.of(value, math.sqrt(squares * rows / (rows - 1)) / count)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """-log p of every row, or an estimate of it or of a bound on it."""
+
+    estimator: str  # the call that made it
+    nats: Tensor  # [B] float64
+    noise: Tensor  # [B] float64, standard error of nats from the estimator's own draws
+    tokens: Tensor  # [B] int64, trainable tokens
+    correct: float  # predicted tokens whose most likely value was the true one
+    predicted: float
+
+    @classmethod
+    def join(cls, parts: Sequence["Likelihood"]) -> "Likelihood":
+        """Batches of one estimator as one."""
+        return cls(
+            parts[0].estimator,
+            torch.cat([part.nats for part in parts]),
+            torch.cat([part.noise for part in parts]),
+            torch.cat([part.tokens for part in parts]),
+            sum(part.correct for part in parts),
+            sum(part.predicted for part in parts),
+        )
+
+    @property
+    def per_token(self) -> Estimate:
+        """Nats per trainable token; its error is over rows and includes their noise."""
+        return ratio(self.nats, self.tokens)
+
+    @property
+    def perplexity(self) -> Estimate:
+        """exp(nats per trainable token)."""
+        return self.per_token.exp()
+
+    @property
+    def per_row(self) -> list[Estimate]:
+        """Nats per trainable token of each row by itself; the error is the estimator's noise."""
+        counts = self.tokens.clamp_min(1)
+        values, errors = (self.nats / counts).tolist(), (self.noise / counts).tolist()
+        return [Estimate.of(*pair) for pair in zip(values, errors, strict=True)]
+
+    def bits_per_byte(self, num_bytes: Tensor) -> Estimate:
+        """num_bytes [B]: UTF-8 bytes that each row's trainable tokens spell."""
+        return ratio(self.nats, num_bytes).scaled(1 / math.log(2))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of predictions whose most likely token was the true one."""
+        return self.correct / self.predicted if self.predicted else math.nan
+
+
+# --- bounds under the diffusion's random order: objectives, averaged over systematic times ---
+
+
+def bound(
+    denoiser: Trainable, corruption: Corruption, batch: Batch, rng: Rng, *, samples: int = 1
+) -> Likelihood:
+    """The bound to report for a diffusion model: `exact_k` if it is masked, else `continuous`."""
+    estimator = exact_k if corruption.absorbing else continuous
+    return estimator(denoiser, corruption, batch, rng, samples=samples)
+
+
+@torch.no_grad()
+def exact_k(
+    denoiser: Trainable, corruption: Corruption, batch: Batch, rng: Rng, *, samples: int = 1
+) -> Likelihood:
+    """The bound with exactly k of n tokens masked, k spread evenly over 1..n (LLaDA, eq. 14).
+
+    E over k and positions of n / k times the cross-entropy of the masked tokens. Free of the
+    schedule, and of the lowest variance: the bound to report for masked models.
+    """
+    _check_masked("exact_k", corruption)
+    return _average(
+        f"exact_k(samples={samples})",
+        lambda times: MaskedDiffusion(
+            corruption.mask_id, times, ExactK(schedule=corruption.schedule)
+        ),
+        denoiser,
+        batch,
+        rng,
+        samples,
+    )
+
+
+@torch.no_grad()
+def continuous(
+    denoiser: Trainable, corruption: Corruption, batch: Batch, rng: Rng, *, samples: int = 1
+) -> Likelihood:
+    """The continuous-time bound of any corruption: its integrand at times spread over (0, 1)."""
+    schedule = corruption.schedule
+    if schedule.low > 0 or schedule.high < 1:
+        raise ConfigError(
+            f"the bound integrates over all noise rates, and {schedule} leaves some out; "
+            "evaluate with a schedule that runs from 0 to 1, or a masked model with exact_k"
+        )
+    return _average(
+        f"continuous(samples={samples})",
+        lambda times: Bound(corruption, times),
+        denoiser,
+        batch,
+        rng,
+        samples,
+    )
+
+
+@torch.no_grad()
+def discrete(
+    denoiser: Trainable,
+    corruption: Corruption,
+    batch: Batch,
+    rng: Rng,
+    *,
+    num_steps: int,
+    samples: int | None = None,
+) -> Likelihood:
+    """The bound of ancestral generation in T equal steps (MDLM, arXiv 2406.07524, eq. 8).
+
+    Sum over steps of (alpha_s - alpha_t) / (1 - alpha_t) times the cross-entropy of the masked
+    tokens; of the T steps `samples` are drawn, evenly spread (None: every one, once).
+    """
+    _check_masked("discrete", corruption)
+    if num_steps < 1:
+        raise ConfigError(f"num_steps must be at least 1, got {num_steps}")
+    samples = num_steps if samples is None else samples
+    return _average(
+        f"discrete(num_steps={num_steps}, samples={samples})",
+        lambda times: MaskedDiffusion(
+            corruption.mask_id, times, _StepOf(corruption.schedule, num_steps)
+        ),
+        denoiser,
+        batch,
+        rng,
+        samples,
+    )
+
+
+@dataclass(frozen=True)
+class _StepOf:
+    """One of T equal steps from t to s; the sum over them is T times their mean."""
+
+    schedule: Schedule
+    num_steps: int
+
+    def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
+        place = (u * self.num_steps).floor().clamp_max(self.num_steps - 1)
+        s, t = place / self.num_steps, (place + 1) / self.num_steps
+        alpha = self.schedule.alpha(t)
+        noisy = (rng.uniform(batch.tokens.shape[1]) >= alpha[:, None]) & batch.trainable
+        return Draw(noisy, 1 - alpha, self.num_steps * reveal_rate(self.schedule, t, s), t)
+
+
+@dataclass(frozen=True)
+class _At:
+    """Times that are already known."""
+
+    u: Tensor  # [B]
+
+    def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
+        return self.u
+
+
+def _average(
+    estimator: str,
+    objective: Callable[[Times], Objective],
+    denoiser: Trainable,
+    batch: Batch,
+    rng: Rng,
+    samples: int,
+) -> Likelihood:
+    """Mean of an objective at `samples` equidistant times with one random offset for each row."""
+    _check_samples(samples)
+    offset = rng.fold(samples).fold(batch.slots).uniform(1)[:, 0]
+    losses = [
+        objective(_At((number + offset) / samples))(denoiser, batch, rng.fold(number))
+        for number in range(samples)
+    ]
+    return _mean(
+        estimator,
+        torch.stack([loss.nll.double().sum(1) for loss in losses]),
+        batch,
+        sum(float(loss.correct) for loss in losses),
+        sum(float(loss.corrupted) for loss in losses),
+    )
+
+
+# --- exact for one way of writing ---
+
+
+@torch.no_grad()
+def left_to_right(denoiser: Trainable, batch: Batch) -> Likelihood:
+    """Exact, of an autoregressive model: give it `denoisers.autoregressive(model, mask_id)`."""
+    unused = Rng.from_seed(0, device=batch.tokens.device)
+    loss = NextToken()(denoiser, batch, unused)
+    return _exact("left_to_right()", loss.nll, batch, float(loss.correct), float(loss.corrupted))
+
+
+@torch.no_grad()
+def by_order(
+    denoiser: Trainable, corruption: Corruption, batch: Batch, order: Tensor
+) -> Likelihood:
+    """Exact, for writing one token at a time in a given order: n forward passes.
+
+    order [B, L]: trainable positions are written from the lowest value to the highest.
+    """
+    _check_masked("by_order", corruption)
+    rank = order.masked_fill(~batch.trainable, order.max() + 1).argsort(1).argsort(1)
+    n = batch.trainable.sum(1)
+    nats = torch.zeros(batch.tokens.shape, dtype=torch.float64, device=batch.tokens.device)
+    right = 0.0
+    for number in range(int(n.max())):
+        noisy = batch.trainable & (rank >= number)
+        where = noisy & (rank == number)
+        share = (n - number).clamp_min(0) / n.clamp_min(1)
+        targets = batch.tokens[where]
+        _, nll, correct = denoiser.score(
+            batch.tokens.masked_fill(noisy, corruption.mask_id),
+            corruption.schedule.time(1 - share.double()).float(),
+            where,
+            targets,
+            torch.ones_like(targets, dtype=torch.float32),
+            segments=batch.segments,
+        )
+        nats[where] = nll.double()
+        right += float(correct.sum())
+    return _exact("by_order()", nats, batch, right, float(n.sum()))
+
+
+@torch.no_grad()
+def any_order(
+    denoiser: Trainable, corruption: Corruption, batch: Batch, rng: Rng, *, samples: int = 1
+) -> Likelihood:
+    """Mean over random orders of `by_order`: the exact-k bound again, n forward passes a draw."""
+    _check_samples(samples)
+    length = batch.tokens.shape[1]
+    orders = [rng.fold(number).fold(batch.slots).uniform(length) for number in range(samples)]
+    each = [by_order(denoiser, corruption, batch, order) for order in orders]
+    return _mean(
+        f"any_order(samples={samples})",
+        torch.stack([likelihood.nats for likelihood in each]),
+        batch,
+        sum(likelihood.correct for likelihood in each),
+        sum(likelihood.predicted for likelihood in each),
+    )
+
+
+@torch.no_grad()
+def by_decoder(
+    denoiser: Denoiser,
+    corruption: Corruption,
+    batch: Batch,
+    step: Step,
+    *,
+    num_steps: int | None = None,
+    block: int | None = None,
+    lookahead: bool = True,
+    filters: Sequence[Filter] = (),
+) -> Likelihood:
+    """Exact, for the decoder that `generate` is with the same arguments (DUEL, arXiv 2603.01367).
+
+    The step rule chooses positions as it would, the true tokens are written there, and their
+    log-probabilities add up. So the choice must not depend on chance or on the drawn tokens.
+    """
+    _check_masked("by_decoder", corruption)
+    if not isinstance(step, Chooser):
+        raise ConfigError(
+            f"{type(step).__name__} chooses positions by chance, by the drawn tokens or by what it "
+            "remembers, so its texts have no exact likelihood; use a rule that looks at the state "
+            "and the logits alone, as TopProbability, Margin, LowEntropy, Threshold, LeftToRight"
+        )
+    if block is not None and bool((batch.segments != batch.segments[:, :1]).any()):
+        raise ConfigError("by_decoder with blocks needs rows of one document without padding")
+    unused = Rng.from_seed(0, len(batch.tokens), batch.tokens.device)
+    page = blank(corruption, batch.tokens, ~batch.trainable, unused)
+    nothing = torch.zeros(batch.tokens.shape, dtype=torch.float64, device=batch.tokens.device)
+    page = replace(page, memory={"truth": batch.tokens, "nats": nothing, "correct": nothing})
+    for later in generate(
+        denoiser if block else _Apart(denoiser, batch.segments),
+        page,
+        _Retrace(step),
+        unused,
+        num_steps=num_steps,
+        block=block,
+        lookahead=lookahead,
+        filters=filters,
+    ):
+        page = later
+    return _exact(
+        f"by_decoder({step}, num_steps={num_steps}, block={block}, lookahead={lookahead}, "
+        f"filters={list(filters)})",
+        page.memory["nats"],
+        batch,
+        float(page.memory["correct"].sum()),
+        float(batch.trainable.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class _Retrace:
+    """Decides where `step` would, but writes the truth, and remembers how probable it was."""
+
+    step: Chooser
+    exact = True
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        return self.step.wanted(canvas, t, s, rng)
+
+    def __call__(
+        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    ) -> Canvas:
+        chosen = self.step.choose(canvas, where, logits, t, s)
+        truth = canvas.memory["truth"]
+        nll = -logits.double().log_softmax(-1).gather(-1, truth[where][:, None])[:, 0]
+        hit = (logits.argmax(-1) == truth[where]).double()
+        memory = {
+            "truth": truth,
+            "nats": torch.where(chosen, spread(nll, where, 0.0), canvas.memory["nats"]),
+            "correct": torch.where(chosen, spread(hit, where, 0.0), canvas.memory["correct"]),
+        }
+        return replace(commit(canvas, chosen, truth), memory=memory)
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """A denoiser of packed or padded rows, whose documents do not see each other."""
+
+    denoiser: Denoiser
+    segments: Tensor  # [B, L]
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        t: Tensor,
+        where: Tensor | None = None,
+        *,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        return self.denoiser(tokens, t, where, segments=self.segments)
+
+    def given(self, left: Tensor | None = None, right: Tensor | None = None) -> "_Apart":
+        return replace(self, denoiser=self.denoiser.given(left, right))
+
+
+def _exact(
+    estimator: str, nats: Tensor, batch: Batch, correct: float, predicted: float
+) -> Likelihood:
+    """From nats [B, L] of each token."""
+    total = nats.double().sum(1)
+    tokens = batch.trainable.sum(1)
+    return Likelihood(estimator, total, torch.zeros_like(total), tokens, correct, predicted)
+
+
+def _mean(
+    estimator: str, draws: Tensor, batch: Batch, correct: float, predicted: float
+) -> Likelihood:
+    """From several estimates of each row, [S, B].
+
+    Their noise is taken as that of independent draws: too large where times are spread evenly.
+    """
+    nats, count = draws.mean(0), len(draws)
+    noise = torch.full_like(nats, math.nan) if count == 1 else draws.std(0) / math.sqrt(count)
+    return Likelihood(estimator, nats, noise, batch.trainable.sum(1), correct, predicted)
+
+
+def _check_masked(name: str, corruption: Corruption) -> None:
+    if not corruption.absorbing:
+        raise ConfigError(
+            f"{name} is for masked diffusion, whose noisy positions are known; "
+            f"for {type(corruption).__name__} use continuous"
+        )
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 1:
+        raise ConfigError(f"samples must be at least 1, got {samples}")
