@@ -97,6 +97,7 @@ def prepare(
         tokenizer = load_tokenizer(tokenizer)
     if tokenizer is not None:
         special_ids(tokenizer)
+    name = "trained on the source" if tokenizer is None else tokenizer.name_or_path or "unnamed"
     request = {
         "source": source.identity(),
         "tokenizer": {"vocab_size": vocab_size} if tokenizer is None else fingerprint(tokenizer),
@@ -115,7 +116,7 @@ def prepare(
             journal = _open_journal(out, request)
             tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
             journal = _tokenize(source, out, tokenizer, journal, workers, progress)
-            _finish(source, out, tokenizer, journal)
+            _finish(source, out, tokenizer, name, journal)
         (out / JOURNAL).unlink(missing_ok=True)
     return Prepared.open(out)
 
@@ -374,7 +375,7 @@ def _append(out: Path, file: FileIO, values: np.ndarray) -> None:
 
 
 def _finish(
-    source: Source, out: Path, tokenizer: "PreTrainedTokenizerFast", journal: Journal
+    source: Source, out: Path, tokenizer: "PreTrainedTokenizerFast", name: str, journal: Journal
 ) -> None:
     if not _progress(journal).documents:
         raise DataError(f"no text in {source.name}: every document is blank")
@@ -390,7 +391,7 @@ def _finish(
         "request": journal.request,
         "source_bytes": source.num_bytes(),
         "tokenizer": {
-            "name": tokenizer.name_or_path or "trained on this source",
+            "name": name,
             "fingerprint": fingerprint(tokenizer),
             "vocab_size": len(tokenizer),
             "filler": special_ids(tokenizer).filler,
