@@ -1,0 +1,171 @@
+"""From a run's keys to the values they name."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from sfumato.corruption import Corruption, corruption_from
+from sfumato.data.tokenizer import SpecialIds
+from sfumato.denoisers import Full, autoregressive
+from sfumato.errors import CheckpointError, ConfigError, near
+from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
+from sfumato.objectives import (
+    SELECTIONS,
+    TIMES,
+    WEIGHTS,
+    Bound,
+    ExactK,
+    MaskedDiffusion,
+    NextToken,
+    Systematic,
+)
+from sfumato.schedules import SCHEDULES
+from sfumato.train.config import Choice, ModelOptions, Run
+from sfumato.types import Objective, Trainable
+
+
+def build_rule(
+    choice: Choice, table: Mapping[str, Callable[..., Any]], key: str, **given: Any
+) -> Any:
+    """The rule that `choice` names in a table of dataclasses; `given` are not the user's to set."""
+    check_rule(choice, table, key, given)
+    rule = table[choice.name]
+    fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
+    return rule(
+        **choice.options, **{name: value for name, value in given.items() if name in fields}
+    )
+
+
+def check_rule(
+    choice: Choice, table: Mapping[str, Callable[..., Any]], key: str, given: Iterable[str] = ()
+) -> None:
+    """Raise if there is no such rule, or the rule has no such option."""
+    if choice.name not in table:
+        raise ConfigError(f"{key}: unknown name '{choice.name}'{near(choice.name, table)}")
+    fields = {field.name for field in dataclasses.fields(table[choice.name])}  # type: ignore[arg-type]
+    for name, value in choice.options.items():
+        known = fields - set(given)
+        if name not in known:
+            hint = near(name, known) if known else f"; '{choice.name}' has no options"
+            raise ConfigError(f"unknown key '{key}.{name}'{hint}")
+        if not isinstance(value, int | float):
+            raise ConfigError(f"{key}.{name} must be a number, got {value!r}")
+
+
+def build_corruption(run: Run, vocab_size: int, mask_id: int) -> Corruption:
+    """The run's corruption of a vocabulary."""
+    check_rule(run.corruption.schedule, SCHEDULES, "corruption.schedule", {"schedule"})
+    return corruption_from(run.corruption.model_dump(exclude_none=True), vocab_size, mask_id)
+
+
+def build_objective(run: Run, corruption: Corruption) -> Objective:
+    """What the run minimises."""
+    options, schedule = run.objective, corruption.schedule
+    if options.name != "masked":
+        for key in ("selection", "weight", "complementary"):
+            if getattr(options, key):
+                raise ConfigError(
+                    f"objective.{key} is for objective.name=masked, not {options.name}; "
+                    "leave it out"
+                )
+    times = TIMES[options.times]
+    times = times() if options.times == "independent" else times(run.train.batch_size)
+    if options.name == "next_token":
+        return NextToken()
+    if options.name == "bound":
+        return Bound(corruption, times)
+    if not corruption.absorbing:
+        raise ConfigError(
+            f"objective.name=masked needs corruption.name=masked, got {run.corruption.name}; "
+            "use objective.name=bound"
+        )
+    return MaskedDiffusion(
+        corruption.mask_id,
+        times,
+        build_rule(
+            options.selection or Choice(name="exact_k"),
+            SELECTIONS,
+            "objective.selection",
+            schedule=schedule,
+        ),
+        build_rule(options.weight or Choice(name="bound"), WEIGHTS, "objective.weight"),
+        options.complementary,
+    )
+
+
+def build_measure(run: Run, corruption: Corruption, num_rows: int) -> Objective:
+    """What held-out rows are measured by: the bound itself, its times spread over all rows."""
+    if run.objective.name == "next_token":
+        return NextToken()
+    times = Systematic(num_rows)
+    if run.objective.name == "bound":
+        return Bound(corruption, times)
+    return MaskedDiffusion(corruption.mask_id, times, ExactK(schedule=corruption.schedule))
+
+
+def build_model(run: Run, vocab_size: int, special: SpecialIds) -> DiffusionTransformer:
+    """The run's network with fresh weights of its seed, or with those of `model.init_from`."""
+    if run.model.init_from is not None:
+        return _load_model(run, vocab_size)
+    causal = run.objective.name == "next_token"
+    options = run.model
+    config = TransformerConfig.of_size(
+        options.size,
+        **_own_shape(options),
+        vocab_size=vocab_size,
+        max_position_embeddings=options.max_position_embeddings or run.data.length,
+        dropout=options.dropout,
+        time_conditioned=options.time_conditioned,
+        attention=options.attention or ("causal" if causal else "full"),
+        block_size=options.block_size,
+        objective="next_token" if causal else run.corruption.name,
+        corruption=run.corruption.model_dump(exclude_none=True),
+        architectures=[DiffusionTransformer.__name__],
+        mask_token_id=special.mask,
+        pad_token_id=special.pad,
+        bos_token_id=special.bos,
+        eos_token_id=special.eos,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        return DiffusionTransformer(config)
+
+
+def _own_shape(options: ModelOptions) -> dict[str, int]:
+    """What the run says about the network's shape, where that differs from its size."""
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
+
+
+def _load_model(run: Run, vocab_size: int) -> DiffusionTransformer:
+    options, path = run.model, run.model.init_from
+    if options != ModelOptions(init_from=path):
+        raise ConfigError("model.init_from brings its own shape; leave out the other keys of model")
+    try:
+        model = DiffusionTransformer.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load model.init_from {path}: {error}") from None
+    config = model.config
+    if config.vocab_size != vocab_size:
+        raise ConfigError(
+            f"the model in {path} has {config.vocab_size} tokens, the data have {vocab_size}; "
+            "prepare the data with the model's tokenizer"
+        )
+    if config.max_position_embeddings < run.data.length:
+        raise ConfigError(
+            f"the model in {path} has {config.max_position_embeddings} positions, fewer than "
+            f"data.length {run.data.length}; set data.length={config.max_position_embeddings}"
+        )
+    causal = run.objective.name == "next_token"
+    config.objective = "next_token" if causal else run.corruption.name
+    config.corruption = run.corruption.model_dump(exclude_none=True)
+    return model
+
+
+def build_denoiser(run: Run, model: DiffusionTransformer, mask_id: int) -> Trainable:
+    """The network as its objective reads it."""
+    if run.objective.name == "next_token":
+        return autoregressive(model, mask_id)
+    return Full(model, mask_id)

@@ -1,0 +1,178 @@
+"""Checkpoints that are whole or absent, and the lock that keeps a folder to one run.
+
+A checkpoint is a model folder with two more files: `training.safetensors`, the tensors that only
+training needs, and `state.json`. It is written beside its place and renamed when every byte is on
+the disk, so a folder called `step-...` is complete, whatever was killed when.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfumato.errors import CheckpointError, TrainingError
+
+STATE, TRAINING = "state.json", "training.safetensors"
+
+
+class Checkpoints:
+    """The checkpoints of one run, `folder/step-00000500` and so on."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        write_model: Callable[[Path], None],
+    ) -> None:
+        """Write a checkpoint, put it in place and remove what is too old."""
+        place = self.path(step)
+        with staged(place) as folder:
+            write_model(folder)
+            save_file(dict(tensors), folder / TRAINING)
+            sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+            text = json.dumps({**state, "sizes": sizes}, indent=1)
+            (folder / STATE).write_text(text, encoding="utf-8")
+            for path in (*folder.iterdir(), folder):
+                flush(path)
+            folder.rename(place)
+            flush(self.folder)
+        for old in self.steps()[: -self.keep]:
+            remove(self.path(old))
+
+    def load(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """State and training tensors of a checkpoint, checked against the sizes it recorded."""
+        place = self.path(step)
+        try:
+            state = json.loads((place / STATE).read_text(encoding="utf-8"))
+            for name, size in state["sizes"].items():
+                found = (place / name).stat().st_size
+                if found != size:
+                    raise CheckpointError(f"{name} has {found} bytes instead of {size}")
+            return state, load_file(place / TRAINING)
+        except (OSError, ValueError, KeyError, SafetensorError, CheckpointError) as error:
+            raise CheckpointError(
+                f"checkpoint {place} is damaged ({error}); "
+                "remove it to go on from the one before it"
+            ) from error
+
+    def clear(self) -> None:
+        """Remove every checkpoint."""
+        for step in self.steps():
+            remove(self.path(step))
+
+    def sweep(self) -> None:
+        """Remove what writes and removals that were interrupted left behind."""
+        if self.folder.is_dir():
+            for path in self.folder.glob(".*.part"):
+                shutil.rmtree(path)
+
+
+def publish(folder: Path, write_model: Callable[[Path], None]) -> None:
+    """Put a model's files into a folder, each of them whole, the weights last."""
+    with staged(folder / "model") as new:
+        write_model(new)
+        for path in sorted(new.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            flush(path)
+            path.replace(folder / path.name)
+        flush(folder)
+
+
+@contextmanager
+def staged(place: Path) -> Iterator[Path]:
+    """An empty folder beside `place`, gone in the end if it was not moved."""
+    folder = place.with_name(f".{place.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {place}: {error}; what was complete before is still there; "
+            "make room and give the same command again to go on"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(place: Path) -> None:
+    """Remove a folder; killed midway, it leaves nothing that looks like a checkpoint."""
+    doomed = place.with_name(f".{place.name}.old.part")
+    place.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 10.0) -> Iterator[None]:
+    """Keep other runs out of a folder; the kernel lets go when the process ends, however it ends.
+
+    Data workers outlive a killed run by some seconds and still hold its lock: if the process named
+    in the file is gone, wait up to `patience` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        deadline = time.monotonic() + patience
+        while not _try_lock(file):
+            file.seek(0)
+            owner = file.read().strip()
+            if _alive(owner) or time.monotonic() > deadline:
+                raise TrainingError(
+                    f"{folder} is in use by another run (process {owner}); "
+                    "wait for it, stop it, or choose another output"
+                )
+            time.sleep(0.2)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _alive(owner: str) -> bool:
+    try:
+        os.kill(int(owner), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

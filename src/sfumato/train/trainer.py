@@ -1,0 +1,342 @@
+"""The training loop: one process or many, any device, exact to the bit when it goes on.
+
+A loop of our own on torch: nothing in a step depends on how the rows of its global batch are
+shared out over processes, accumulation and workers, and a checkpoint holds all that a step reads.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfumato.data.prepared import Prepared
+from sfumato.data.rows import Rows
+from sfumato.data.tokenizer import fingerprint, load_tokenizer, save_tokenizer, special_ids
+from sfumato.errors import CheckpointError
+from sfumato.likelihood import Estimate, ratio
+from sfumato.options import GenerationOptions, write_generation_config
+from sfumato.pipeline import DiffusionLM
+from sfumato.rng import Rng
+from sfumato.train.build import (
+    build_corruption,
+    build_denoiser,
+    build_measure,
+    build_model,
+    build_objective,
+)
+from sfumato.train.checkpoint import Checkpoints, locked, publish
+from sfumato.train.config import Run, dump_run
+from sfumato.train.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
+from sfumato.train.feed import MicroBatches, Order, as_batch
+from sfumato.train.log import Metrics, Window, rewrite
+from sfumato.train.optim import Average, build_optimizers
+from sfumato.train.resume import check_resumable
+from sfumato.train.state import State
+from sfumato.train.step import Scored, Stepper, to_device
+from sfumato.train.world import World, fast_dtype, joined
+from sfumato.types import Batch
+
+EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
+
+
+def train(run: Run) -> Iterator[Event]:
+    """Train, and tell what happens; the model is in `run.output` when it ends.
+
+    The same run given again goes on from its newest checkpoint, to the same result to the bit,
+    and does nothing if it is finished. Close the iterator to stop early.
+    """
+    with joined(run.train.device) as world, locked(run.output) if world.first else nullcontext():
+        trainer = Trainer(run, world)
+        try:
+            yield from trainer.events()
+        finally:
+            trainer.close()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: with the tensors, all that going on needs."""
+
+    step: int = 0  # steps done
+    tokens: int = 0  # trainable ones seen
+    seconds: float = 0.0  # spent in steps
+    best: float | None = None  # lowest held-out bound
+    since_best: int = 0  # evaluations since then
+    finished: bool = False
+
+
+class Trainer:
+    """One run in one process."""
+
+    def __init__(self, run: Run, world: World):
+        self.run, self.world = run, world
+        data = Prepared.open(run.data.folder)
+        self.tokenizer = data.tokenizer()
+        self.special = special_ids(self.tokenizer)
+        self.identity = {"data": data.fingerprint, "tokenizer": fingerprint(self.tokenizer)}
+        if run.model.init_from is not None:
+            data.check_tokenizer(load_tokenizer(run.model.init_from))
+        self.rows = Rows(run.data.folder, "train", length=run.data.length, layout=run.data.layout)
+        self.corruption = build_corruption(run, len(self.tokenizer), self.special.mask)
+        self.model = build_model(run, len(self.tokenizer), self.special)
+        if run.train.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
+        self.scored = world.spread(scored, run.train.parallel)
+        fast = fast_dtype(world.device)
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": fast}[
+            run.train.precision
+        ]
+        params = dict(self.model.named_parameters())
+        average = Average(params, run.train.ema_decay) if run.train.ema_decay else None
+        self.state = State(self.model, build_optimizers(self.model, run.train, fast), average)
+        objective = build_objective(run, self.corruption)
+        self.stepper = Stepper(
+            self.scored, objective, self.state, run.train, run.seed, self.dtype, world
+        )
+        self.checkpoints = Checkpoints(run.output / "checkpoints", run.train.save_total_limit)
+        self.progress = Progress()
+        self.metrics: Metrics | None = None
+
+    def events(self) -> Iterator[Event]:
+        """The whole run, from its newest checkpoint on."""
+        run = self.run
+        self._begin()
+        yield Started(
+            step=self.progress.step,
+            max_steps=run.train.max_steps,
+            num_weights=sum(param.numel() for param in self.model.parameters()),
+            num_rows=len(self.rows),
+            device=str(self.world.device),
+            precision=str(self.dtype).removeprefix("torch."),
+        )
+        if not self.progress.finished:
+            yield from self._steps()
+        yield Finished(
+            step=self.progress.step,
+            path=run.output,
+            best=self.progress.best,
+            stopped_early=self.progress.step < run.train.max_steps,
+        )
+
+    def close(self) -> None:
+        """Let go of the metrics' files."""
+        if self.metrics:
+            self.metrics.close()
+
+    # --- before the first step ---
+
+    def _begin(self) -> None:
+        """Load the newest checkpoint, if there is one, and open the run's folder."""
+        run, folder = self.run, self.run.output
+        if self.world.first:
+            self.checkpoints.sweep()
+        steps = self.checkpoints.steps()
+        if run.overwrite:
+            steps = []
+        elif steps:
+            self._resume(steps[-1])
+        elif (folder / "model.safetensors").exists():
+            raise CheckpointError(
+                f"{folder} already holds a model, and no checkpoint to go on from; "
+                "choose another output, or overwrite=true"
+            )
+        self.world.wait()
+        if self.world.first:
+            if run.overwrite:
+                self.checkpoints.clear()
+            rewrite(folder / "run.yaml", dump_run(run))
+            self.metrics = Metrics(run, self.progress.step)
+
+    def _resume(self, step: int) -> None:
+        state, training = self.checkpoints.load(step)
+        check_resumable(state, self.run, self.identity)
+        weights = load_file(self.checkpoints.path(step) / "model.safetensors")
+        self.state.restore(weights, training)
+        self.progress = Progress(**state["progress"])
+        if self.progress.step < self.run.train.max_steps and not self._out_of_patience():
+            self.progress = replace(self.progress, finished=False)  # it has been made longer
+
+    # --- the steps ---
+
+    def _steps(self) -> Iterator[Event]:
+        run, first, last = self.run, self.progress.step, self.run.train.max_steps
+        feed = MicroBatches(
+            self.rows,
+            Order(len(self.rows), run.seed),
+            run.train.batch_size,
+            run.train.gradient_accumulation_steps,
+            self.world,
+        )
+        window = Window(self.progress.seconds)
+        for batches in feed.steps(first, last, run.train.dataloader_num_workers):
+            stepped = self._step(batches, window)
+            yield stepped
+            done = stepped.step == last
+            if self._due(run.log.logging_steps, done):
+                self._log(window.record(stepped))
+                window = Window(self.progress.seconds)
+            if self._due(run.evaluate.eval_steps, done):
+                yield self._evaluate()
+                done = done or self._out_of_patience()
+            if self._due(run.samples.sample_steps, done):
+                yield self._sample()
+            self.progress = replace(self.progress, finished=done)
+            if self._due(run.train.save_steps, done):
+                yield self._save()
+            if done:
+                return
+
+    def _due(self, every: int, done: bool) -> bool:
+        return bool(every) and (done or self.progress.step % every == 0)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.run.evaluate.early_stopping_patience
+        return 0 < patience <= self.progress.since_best
+
+    def _step(self, batches: list[Batch], window: "Window") -> Stepped:
+        before, old = time.perf_counter(), self.progress
+        totals = self.stepper(old.step, batches)
+        self.progress = replace(
+            old,
+            step=old.step + 1,
+            tokens=old.tokens + int(totals.count),
+            seconds=old.seconds + time.perf_counter() - before,
+        )
+        window.seen.append(totals)
+        tokens_per_second, seconds_per_step = window.rate(self.progress.seconds)
+        return Stepped(
+            step=self.progress.step,
+            loss=totals.loss,
+            bound=totals.bound / max(1, totals.count),
+            accuracy=totals.correct / max(1, totals.corrupted),
+            grad_norm=totals.grad_norm,
+            learning_rate=self.state.optimizers[0].param_groups[0]["lr"],
+            tokens=self.progress.tokens,
+            tokens_per_second=tokens_per_second,
+            seconds=self.progress.seconds,
+            seconds_left=seconds_per_step * (self.run.train.max_steps - self.progress.step),
+        )
+
+    # --- between steps ---
+
+    @torch.no_grad()
+    def _evaluate(self) -> Evaluated:
+        """The bound on the first held-out rows, the same noise every time."""
+        options, world = self.run.evaluate, self.world
+        shape = {"length": self.run.data.length, "layout": self.run.data.layout}
+        rows = Rows(self.run.data.folder, "validation", **shape)
+        number = min(options.rows, len(rows))
+        measure = build_measure(self.run, self.corruption, number)
+        rng = Rng.from_seed(EVALUATION_SEED, device=world.device)
+        sums = torch.zeros((number, 4), dtype=torch.float64, device=world.device)
+        self.scored.eval()
+        enabled = self.dtype != torch.float32
+        with self._averaged(), torch.autocast(world.device.type, self.dtype, enabled=enabled):
+            # every process takes as many turns, as sharded weights need; the last row fills them
+            for start in range(0, number, options.batch_size * world.size):
+                first = start + world.rank * options.batch_size
+                slots = np.arange(first, first + options.batch_size)
+                slots = slots[slots < number] if first < number else np.array([number - 1])
+                batch = to_device(as_batch(rows.batch(slots), slots), world.device)
+                loss = self.scored(measure, batch, rng)
+                if first < number:
+                    sums[batch.slots, 0] = loss.nll.double().sum(1)
+                    sums[batch.slots, 1] = batch.trainable.double().sum(1)
+                    sums[first, 2:] = torch.stack((loss.correct, loss.corrupted)).double()
+        sums = world.sum(sums).cpu()
+        return self._evaluated(ratio(sums[:, 0], sums[:, 1]), sums[:, 2:].sum(0).tolist())
+
+    def _evaluated(self, bound: Estimate, scored: list[float]) -> Evaluated:
+        old = self.progress
+        best = old.best is None or bound.value < old.best
+        self.progress = replace(
+            old,
+            best=bound.value if best else old.best,
+            since_best=0 if best else old.since_best + 1,
+        )
+        accuracy = scored[0] / max(1, scored[1])
+        self._log(
+            {
+                "step": old.step,
+                "tokens": old.tokens,
+                "seconds": old.seconds,
+                "eval_bound": bound.value,
+                "eval_error": bound.error,
+                "eval_accuracy": accuracy,
+            }
+        )
+        if best:
+            self._publish()
+        return Evaluated(old.step, bound.value, bound.error, accuracy, best)
+
+    def _sample(self) -> Sampled:
+        """Every process writes the same texts: sharded weights need all of them."""
+        options = self.run.samples
+        lm = DiffusionLM(self.model, self.tokenizer, self._generation())
+        self.scored.eval()
+        with self._averaged():
+            written = lm.generate(
+                options.prompts,
+                length=options.length,
+                num_steps=options.num_steps,
+                temperature=options.temperature,
+                seed=self.run.seed,
+            )
+        texts = tuple(p + t for p, t in zip(written.prompts, written.texts, strict=True))
+        if self.metrics:
+            self.metrics.write_samples(self.progress.step, texts)
+        return Sampled(self.progress.step, texts)
+
+    def _log(self, record: dict[str, float]) -> None:
+        if self.metrics:
+            self.metrics.write(record)
+
+    def _averaged(self) -> AbstractContextManager:
+        return self.state.average.applied() if self.state.average else nullcontext()
+
+    # --- on the disk ---
+
+    def _generation(self) -> GenerationOptions:
+        return GenerationOptions(canvas=self.run.data.length, layout=self.run.data.layout)
+
+    def _save(self) -> Saved:
+        """A checkpoint; without evaluations, its model is the run's model so far."""
+        if not self.run.evaluate.eval_steps:
+            self._publish()
+        weights, training = self.state.weights(), self.state.training()
+        state = {
+            "progress": asdict(self.progress),
+            "run": self.run.model_dump(mode="json"),
+            "identity": self.identity,
+        }
+        step = self.progress.step
+        if self.world.first:
+            self.checkpoints.save(step, state, training, lambda to: self._write_model(to, weights))
+        if self.metrics:
+            self.metrics.plot()
+        return Saved(step, self.checkpoints.path(step))
+
+    def _publish(self) -> None:
+        """Make the weights of this moment the run's model."""
+        weights = self.state.weights()
+        if self.world.first:
+            publish(self.run.output, lambda to: self._write_model(to, weights))
+
+    def _write_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """A plain Hugging Face model folder."""
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        self.model.config.save_pretrained(folder)
+        # safetensors keeps its files to their owner
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")
+        save_tokenizer(self.tokenizer, folder)
+        ids = {f"{name}_token_id": value for name, value in asdict(self.special).items()}
+        ids = {name: value for name, value in ids.items() if value is not None}
+        write_generation_config(folder, self._generation(), **ids)

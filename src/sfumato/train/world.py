@@ -1,0 +1,126 @@
+"""The processes that train together, one per device: started by `torchrun` or `accelerate launch`.
+
+Without a launcher there is one process, and every function here does nothing.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from sfumato.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """The one process that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, for all of them."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def spread(self, module: nn.Module, parallel: str) -> nn.Module:
+        """The module on this device, gradients averaged over all processes after backward passes.
+
+        "replicate" keeps all weights in every process (DDP), "shard" a part in each (FSDP2).
+        """
+        module = module.to(self.device)
+        if self.size == 1:
+            return module
+        if parallel == "replicate":
+            return DistributedDataParallel(module)
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for model in [m for m in module.modules() if isinstance(m, PreTrainedModel)]:
+            for part in model.modules():
+                if type(part).__name__ in (model._no_split_modules or ()):
+                    fully_shard(part, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        return module
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, if this process holds a part of it; then every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that all of them hold, if `like` is sharded."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[World]:
+    """Join the other processes, on this process's own device, until the context ends."""
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ConfigError(
+                f"{variable} is set, but how weights are spread is the run's own setting; "
+                "launch without it and set train.parallel=shard"
+            )
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    own = find_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    begun = size > 1 and not dist.is_initialized()
+    if begun:
+        backend = dist.get_default_backend_for_device(own)
+        dist.init_process_group(backend, rank=rank, world_size=size)
+    try:
+        yield World(own, rank, size)
+    finally:
+        if begun:
+            dist.destroy_process_group()
+
+
+def find_device(name: str, index: int = 0) -> torch.device:
+    """The accelerator of this machine, number `index` of its kind, or what `name` says."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        name = found.type if found else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"cannot use device '{name}': {reason}; try train.device=cpu") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it faster than float32, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        fast = bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
