@@ -156,6 +156,44 @@ def dantinox(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     return {"parameters": int(paradigm.num_parameters(built[0]))}
 
 
+def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """This package: its trainer with its defaults, on random words of a vocabulary of this size."""
+    import random
+
+    from sfumato.data import prepare
+    from sfumato.train import load_run, train
+    from sfumato.train.events import Started, Stepped
+
+    random.seed(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(random.choices(letters, k=6)) for _ in range(shape.vocab_size)]
+    folder = Path.cwd()
+    Path("words.txt").write_text("\n".join(" ".join(words) for _ in range(20)))
+    data = prepare(folder / "words.txt", folder / "data", vocab_size=shape.vocab_size, workers=1)
+    assert data.facts["tokenizer"]["vocab_size"] == shape.vocab_size
+    run = load_run(
+        {
+            "output": str(folder / "run"),
+            "data": {"folder": str(folder / "data"), "length": shape.length},
+            "model": {
+                "hidden_size": shape.width,
+                "num_hidden_layers": shape.layers,
+                "num_attention_heads": shape.heads,
+                "intermediate_size": shape.feed_forward,
+            },
+            "train": {"batch_size": shape.batch, "max_steps": WARM_UP + laps, "warmup_steps": 2},
+            "evaluate": {"eval_steps": 0},
+        }
+    )
+    num_weights = 0
+    for event in train(run):
+        if isinstance(event, Started):
+            num_weights = event.num_weights
+        if isinstance(event, Stepped):
+            clock.lap()
+    return {"parameters": num_weights}
+
+
 def make_race(batch: int) -> Race:
     contestants = {
         "plain": plain,
@@ -163,6 +201,7 @@ def make_race(batch: int) -> Race:
         "telos": telos,
         "slm388": slm388,
         "dantinox": dantinox,
+        "sfumato": sfumato,
     }
     return Race(
         title=f"Training, batch {batch} x 256 tokens a lap",
