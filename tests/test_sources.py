@@ -5,11 +5,14 @@ import gzip
 import itertools
 import json
 import re
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_hub import environment, serve
 
 from sfumato.data import Source, encode, train_tokenizer
 from sfumato.data.sources import PIECE, Piece, cut, split_text
@@ -230,3 +233,44 @@ def test_a_missing_place_is_named(tmp_path):
     with pytest.raises(DataError, match="holds no file of a known format"):
         Source(str(tmp_path / "empty")).files()
     assert Source("roneneldan/TinyStories").files() == []
+
+
+def test_a_data_set_is_read_by_its_name_on_the_hub(tmp_path):
+    name = "roneneldan/TinyStories"
+    data = tmp_path / "datasets" / name / "data"
+    data.mkdir(parents=True)
+    write(data / "train-00000-of-00001.parquet")
+    write(data / "validation-00000-of-00001.parquet", ["held out"])
+    sources = [
+        {"name": name},
+        {"name": name, "streaming": False},
+        {"name": name, "split": "validation"},
+        {"name": name, "field": "story"},
+        {"name": name, "split": "nosuch"},
+        {"name": "roneneldan/TinyStorys"},
+    ]
+    script = (
+        "import json, sys\n"
+        "from sfumato.data import Source\n"
+        "from sfumato.errors import DataError\n"
+        "for options in json.loads(sys.argv[1]):\n"
+        "    try:\n"
+        "        print(json.dumps(list(Source(**options).documents())))\n"
+        "    except DataError as error:\n"
+        "        print(json.dumps(str(error)))\n"
+    )
+    # A process of its own: Hugging Face's libraries read the hub's address when imported.
+    with serve(tmp_path) as url:
+        answers = subprocess.run(
+            [sys.executable, "-c", script, json.dumps(sources)],
+            check=True,
+            env=environment(url, tmp_path / "cache"),
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout.splitlines()
+    streamed, loaded, held_out, field, split, missing = map(json.loads, answers)
+    assert streamed == loaded == TEXTS
+    assert held_out == ["held out"]
+    assert field.endswith("no field 'story'; choose one of the fields there are: n, text")
+    assert "Available splits: ['train', 'validation']; check the name, split" in split
+    assert re.search("cannot read data set roneneldan/TinyStorys.*give a local file", missing)

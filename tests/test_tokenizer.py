@@ -1,7 +1,6 @@
 """Tokenizers lose nothing, invent nothing, and never read text as a special token."""
 
 import json
-import os
 import subprocess
 import sys
 import unicodedata
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_hub import environment, serve
 
 from sfumato.data import (
     encode,
@@ -26,7 +26,6 @@ STORY = (
     "Once upon a time there was a little girl named Lily. She loved her red ball.\n\n"
     "One day the ball rolled into the forest, where a friendly bear was sleeping under a tree."
 )
-SHARED = Path(os.environ.get("SFUMATO_SHARED", "../shared")) / "data" / "tokenizers"
 ODD_TEXTS = [
     "two  spaces, a tab\tand a trailing space ",
     "\n\nline ends\r\n\n",
@@ -182,12 +181,29 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def foreign(name: str):
-    if name == "dream-7b-qwen2":
+def test_a_tokenizer_is_loaded_by_its_name_on_the_hub(tokenizer, tmp_path):
+    save_tokenizer(tokenizer, tmp_path / "models" / "some" / "tokenizer")
+    script = (
+        "from sfumato.data import fingerprint, load_tokenizer\n"
+        "print(fingerprint(load_tokenizer('some/tokenizer')))"
+    )
+    with serve(tmp_path) as url:
+        answer = subprocess.run(
+            [sys.executable, "-c", script],
+            check=True,
+            env=environment(url, tmp_path / "cache"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    assert answer.stdout.strip() == fingerprint(tokenizer)
+
+
+def foreign(folder: Path):
+    if folder.name == "dream-7b-qwen2":
         from transformers import Qwen2Tokenizer
 
-        return Qwen2Tokenizer.from_pretrained(SHARED / name)
-    tokenizer = load_tokenizer(SHARED / name, add_mask_token=True)
+        return Qwen2Tokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder, add_mask_token=True)
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
     return tokenizer
@@ -195,8 +211,8 @@ def foreign(name: str):
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["gpt2", "smollm2", "dream-7b-qwen2"])
-def test_foreign_tokenizers_keep_text_apart_from_special_tokens(name, tmp_path):
-    tokenizer = foreign(name)
+def test_foreign_tokenizers_keep_text_apart_from_special_tokens(name, shared, tmp_path):
+    tokenizer = foreign(shared / "tokenizers" / name)
     special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     ids = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     assert set(special_ids(tokenizer).all) <= ids
