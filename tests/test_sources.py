@@ -83,6 +83,16 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     assert list(Source(str(tmp_path)).documents()) == ["first", "second", "third"]
 
 
+def test_a_sample_takes_from_every_file(tmp_path):
+    write(tmp_path / "a.jsonl", ["a" * 10] * 1000)
+    write(tmp_path / "b.jsonl", ["b" * 10] * 1000)
+    write(tmp_path / "c.jsonl", ["c" * 10] * 2)
+    text = "".join(Source(str(tmp_path)).sample(320))
+    assert {letter: text.count(letter) for letter in "abc"} == {"a": 150, "b": 150, "c": 20}
+    limited = Source(str(tmp_path), limit=3)
+    assert list(limited.sample(10**6)) == list(limited.documents())
+
+
 def test_blank_documents_are_left_out_and_the_limit_counts_the_rest(tmp_path):
     path = write(tmp_path / "a.jsonl", ["", "one", " \n", None, "two", "three"])
     assert list(Source(str(path)).documents()) == ["one", "two", "three"]

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -100,6 +100,25 @@ class Source:
             documents += piece.ends
             if documents == self.limit:
                 return
+
+    def sample(self, characters: int) -> Iterator[str]:
+        """The beginning of every file, about `characters` of text in all.
+
+        Files share evenly; what small ones leave goes to the others. With a limit, and for a data
+        set on the Hub, it is the beginning of the whole.
+        """
+        files = sorted(self.files(), key=lambda path: path.stat().st_size)
+        parts = [replace(self, name=str(path)) for path in files]
+        if self.limit is not None or not files:
+            parts = [self]
+        for number, part in enumerate(parts):
+            share = characters // (len(parts) - number)
+            for piece in part.pieces():
+                if share <= 0:
+                    break
+                yield piece.text
+                share -= len(piece.text)
+                characters -= len(piece.text)
 
     def documents(self) -> Iterator[str]:
         """Every document that is not blank, whole."""

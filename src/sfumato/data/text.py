@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SHARD = 2**20  # characters tokenized, written and noted in the journal at a time
-TRAINING_CHARACTERS = 2**28  # a new tokenizer learns from this much text at the source's start
+# A new tokenizer learns from this much text. It is plenty for its few thousand merges, and the
+# trainer keeps every distinct word, at about a kilobyte each.
+TRAINING_CHARACTERS = 2**26
 
 
 @dataclass(frozen=True)
@@ -238,22 +240,13 @@ def _settle_tokenizer(
         return load_tokenizer(folder)
     if tokenizer is None:
         assert vocab_size is not None, "checked by prepare"
-        tokenizer = train_tokenizer(_first_texts(source), vocab_size)
+        tokenizer = train_tokenizer(source.sample(TRAINING_CHARACTERS), vocab_size)
     with _writing(out):
         new = out / "tokenizer.partial"
         shutil.rmtree(new, ignore_errors=True)
         save_tokenizer(tokenizer, new)
         new.rename(folder)
     return tokenizer
-
-
-def _first_texts(source: Source) -> Iterator[str]:
-    seen = 0
-    for piece in source.pieces():
-        yield piece.text
-        seen += len(piece.text)
-        if seen >= TRAINING_CHARACTERS:
-            return
 
 
 def _tokenize(
