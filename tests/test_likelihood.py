@@ -113,8 +113,8 @@ def test_exact_k_measures_the_enumerated_bound(denoiser):
 def test_continuous_bound_of_the_perfect_denoiser_is_the_entropy(corruption, schedule):
     corruption = corruption(VOCAB + 1, MASK, schedule)
     denoiser = WORLD.denoiser(corruption)
-    found = likelihood.continuous(denoiser, corruption, TEXTS, RNG, samples=600)
-    assert_measures(found, -WORLD.law.log(), within=0.07)
+    found = likelihood.continuous(denoiser, corruption, TEXTS, RNG, samples=300)
+    assert_measures(found, -WORLD.law.log(), within=0.1)
 
 
 @pytest.mark.parametrize("corruption", [Uniform, Hybrid])
@@ -322,14 +322,18 @@ def network(**changes) -> DiffusionTransformer:
     return model
 
 
-def test_a_network_sums_to_one_left_to_right_and_by_decoder():
-    left_to_right = likelihood.left_to_right(autoregressive(network(), MASK), TEXTS)
-    by_decoder = likelihood.by_decoder(
-        Full(network(), MASK), MASKED, TEXTS, LowEntropy(Linear()), num_steps=2
-    )
-    for found in (left_to_right, by_decoder):
-        assert float(found.nats.neg().exp().sum()) == pytest.approx(1, rel=1e-5)
-        assert found.nats.std() > 0.1
+@pytest.mark.parametrize("block", [None, 2])
+def test_a_network_sums_to_one_by_decoder(block):
+    denoiser, step = Full(network(), MASK), LowEntropy(Linear())
+    found = likelihood.by_decoder(denoiser, MASKED, TEXTS, step, num_steps=2, block=block)
+    assert float(found.nats.neg().exp().sum()) == pytest.approx(1, rel=1e-5)
+    assert found.nats.std() > 0.1
+
+
+def test_a_network_sums_to_one_left_to_right():
+    found = likelihood.left_to_right(autoregressive(network(), MASK), TEXTS)
+    assert float(found.nats.neg().exp().sum()) == pytest.approx(1, rel=1e-5)
+    assert found.nats.std() > 0.1
 
 
 def test_bounds_of_a_network_agree():
