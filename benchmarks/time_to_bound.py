@@ -1,24 +1,26 @@
 """CPU-seconds until a held-out bound is reached, on equal data in equal batches.
 
-    sfumato data prepare STORIES DATA --length 256
-    for one in seed loop-1e-3 loop-2e-3 loop-4e-3; do
-        python benchmarks/time_to_bound.py DATA LOGS --contestant $one --minutes 60
+    sfumato data prepare STORIES DATA --vocab-size 8192
+    python benchmarks/time_to_bound.py DATA LOGS --contestant seed
+    for rate in 1e-3 2e-3 4e-3; do
+        python benchmarks/time_to_bound.py DATA LOGS --contestant loop --rate $rate --minutes 30
     done
+    python benchmarks/time_to_bound.py DATA LOGS --contestant sfumato --minutes 30
     python benchmarks/time_to_bound.py DATA LOGS
 
 The last line prints the table. A contestant may be stopped at any time; started again, it goes on
-from its last evaluation. One thread each. Evaluation is not counted, and is the same for all: the
-exact-k bound in float32 on 256 held-out rows, k spread evenly, mask token excluded, in nats per
-token (arXiv 2406.04329, eq. 6 in its exact-k form).
+from its last evaluation. One thread each, 16 rows of 256 tokens a step. Evaluation is not counted
+and is the same for all: the exact-k bound in float32 on 256 held-out rows, k spread evenly over
+1..256, mask token excluded, in nats per token.
 
-Contestants:
-  seed      LayerNorm, learned positions, time added, dropout 0.1, GELU, untied head with bias,
-            AdamW 3e-4, betas 0.9 and 0.98, weight decay 0.01, 1,000 steps of warm-up, then cosine
-            over 50,000, cosine mask rate, unweighted loss, float32, full head: the recipe of the
-            small "diffusion-llm", 17.34 M parameters at vocabulary 8192.
-  loop-RATE a plain loop over this package's network, as a careful user tunes it by hand: AdamW at
-            RATE, bfloat16 autocast, head at masked positions only. loop-RATE-clipped clips the
-            bound's weight at 4.
+seed     The recipe of the small "diffusion-llm": LayerNorm, learned positions, time added, dropout
+         0.1, GELU, untied head with bias (17.34 M parameters at vocabulary 8192); AdamW 3e-4, betas
+         0.9 and 0.98, weight decay 0.01, warm-up over 1,000 steps, then cosine over 49,000 to a
+         tenth; cosine mask rate, unweighted loss, float32, full head.
+loop     A plain loop over this package's network as a careful user tunes it by hand: AdamW at
+         --rate, betas 0.9 and 0.95, bfloat16 autocast, head at masked positions only, the bound's
+         weight 1 / t, or that clipped at --clip.
+sfumato  This package's trainer, `RECIPE` below.
 """
 
 import argparse
@@ -36,6 +38,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BATCH, LENGTH = 16, 256
+RECIPE = {
+    "objective": {"weight": {"name": "clipped", "limit": 4.0}},
+    "train": {
+        "batch_size": BATCH,
+        "max_steps": 100_000,
+        "lr_scheduler_type": "constant",
+        "learning_rate": 0.02,
+        "adam_learning_rate": 3e-3,
+        "warmup_steps": 100,
+    },
+    "evaluate": {"eval_steps": 0},
+}
 HELD_OUT_ROWS = 256
 
 
@@ -82,6 +96,10 @@ def load(folder: Path) -> Data:
     return Data(text("train", None), held_out, len(tokenizer), special_ids(tokenizer).mask)
 
 
+# tokens [B, L], segments [B, L], where [B, L], masked share [B] -> [N, V]
+Logits = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Learner:
     """What differs between contestants."""
@@ -90,8 +108,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]  # learning rate at a step
     loss: Callable[[Text], Tensor]
-    logits: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    # ^ tokens [B, L], segments [B, L], where [B, L], masked share [B] -> [N, V]
+    logits: Logits
 
 
 # --- the recipe to beat ---
@@ -174,26 +191,23 @@ def loop(data: Data, peak: float, clip: float) -> Learner:
         nll = F.cross_entropy(logits.float(), tokens[masked], reduction="none")
         return (nll * (1 / t[masked]).clamp(max=clip)).sum() / tokens.numel()
 
+    return Learner(model, optimizer, rate, loss, logits_of(model))
+
+
+def logits_of(model: nn.Module) -> Logits:
+    """How this package's network is evaluated."""
+
     def logits(tokens: Tensor, segments: Tensor, where: Tensor, share: Tensor) -> Tensor:
         return model(tokens, segments=segments, where=where).logits
 
-    return Learner(model, optimizer, rate, loss, logits)
-
-
-def learner(name: str, data: Data) -> Learner:
-    if name == "seed":
-        return seed(data)
-    kind, peak, *clipped = name.split("-")
-    if kind != "loop" or clipped not in ([], ["clipped"]):
-        raise SystemExit(f"unknown contestant {name}: seed, loop-RATE, loop-RATE-clipped")
-    return loop(data, float(peak), 4.0 if clipped else math.inf)
+    return logits
 
 
 # --- the measure, the clock, the log ---
 
 
 @torch.no_grad()
-def held_out_bound(learner: Learner, data: Data) -> float:
+def held_out_bound(model: nn.Module, logits: Logits, data: Data) -> float:
     """Nats per token: the mean over rows of (1 / k) sum of nll at k random masked positions."""
     rows, length = data.held_out.tokens.shape
     generator = torch.Generator().manual_seed(0)
@@ -201,25 +215,41 @@ def held_out_bound(learner: Learner, data: Data) -> float:
     k = (spread * length).floor().long() + 1
     rank = torch.rand(rows, length, generator=generator).argsort(1).argsort(1)
     where = rank < k[:, None]
-    learner.model.eval()
+    model.eval()
     total = 0.0
     for index in torch.arange(rows).split(16):
         part, masked = data.held_out.take(index), where[index]
         noisy = part.tokens.masked_fill(masked, data.mask_id)
-        logits = learner.logits(noisy, part.segments, masked, k[index] / length)
-        logits = logits.float().index_fill(1, torch.tensor([data.mask_id]), -math.inf)
-        nll = F.cross_entropy(logits, part.tokens[masked], reduction="none")
+        scores = logits(noisy, part.segments, masked, k[index] / length).float()
+        scores = scores.index_fill(1, torch.tensor([data.mask_id]), -math.inf)
+        nll = F.cross_entropy(scores, part.tokens[masked], reduction="none")
         total += float((nll / k[index, None].expand_as(masked)[masked]).sum())
-    learner.model.train()
+    model.train()
     return total / rows
 
 
-def train(name: str, data: Data, folder: Path, minutes: float, every: float) -> None:
-    """Train until `minutes` of CPU time are spent; evaluate and save every `every` CPU-seconds."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    one = learner(name, data)
-    state, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
+@dataclass
+class Log:
+    """JSON lines of one contestant: CPU-seconds and steps spent, and the bound reached."""
+
+    path: Path
+
+    def points(self) -> list[dict[str, float]]:
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def add(self, spent: float, step: int, bound: float) -> None:
+        tokens = step * BATCH * LENGTH
+        point = {"cpu_seconds": spent, "step": step, "tokens": tokens, "bound": bound}
+        with self.path.open("a") as file:
+            file.write(json.dumps(point) + "\n")
+        print(self.path.stem, point, flush=True)
+
+
+def train_loop(one: Learner, data: Data, log: Log, minutes: float, every: int) -> None:
+    """Train until `minutes` of CPU time are spent; evaluate and save every `every` steps."""
+    state = log.path.with_suffix(".pt")
     spent, step = 0.0, 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -227,29 +257,18 @@ def train(name: str, data: Data, folder: Path, minutes: float, every: float) -> 
         one.optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"])
         spent, step = saved["spent"], saved["step"]
-    due, recent = spent + every, 0.0
     for rows in data.batches(step):
         start = time.process_time()
         for group in one.optimizer.param_groups:
             group["lr"] = one.rate(step)
         one.optimizer.zero_grad()
-        loss = one.loss(rows)
-        loss.backward()
+        one.loss(rows).backward()
         nn.utils.clip_grad_norm_(one.model.parameters(), 1.0)
         one.optimizer.step()
         step += 1
-        recent = loss.item() if step == 1 else 0.98 * recent + 0.02 * loss.item()
         spent += time.process_time() - start
-        if spent < due:
+        if step % every:
             continue
-        due += every
-        record = {
-            "cpu_seconds": round(spent, 2),
-            "step": step,
-            "tokens": step * rows.tokens.numel(),
-            "loss": round(recent, 4),
-            "bound": round(held_out_bound(one, data), 5),
-        }
         saved = {
             "model": one.model.state_dict(),
             "optimizer": one.optimizer.state_dict(),
@@ -259,11 +278,35 @@ def train(name: str, data: Data, folder: Path, minutes: float, every: float) -> 
         }
         torch.save(saved, state.with_suffix(".new"))
         os.replace(state.with_suffix(".new"), state)
-        with log.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        print(name, record, flush=True)
+        log.add(spent, step, held_out_bound(one.model, one.logits, data))
         if spent >= 60 * minutes:
             return
+
+
+def train_sfumato(folder: Path, data: Data, log: Log, minutes: float, every: int) -> None:
+    """The same through this package's trainer; its checkpoints are what is evaluated."""
+    from sfumato.models.transformer import DiffusionTransformer
+    from sfumato.train import load_run, train
+    from sfumato.train.events import Saved, Started, Stepped
+
+    place = {"output": str(log.path.with_suffix("")), "data": {"folder": str(folder)}}
+    events = train(load_run(RECIPE | place, [f"train.save_steps={every}"]))
+    spent, start = 0.0, time.process_time()
+    for event in events:
+        if isinstance(event, Started):
+            done = [point for point in log.points() if point["step"] == event.step]
+            spent = done[-1]["cpu_seconds"] if done else 0.0
+        if isinstance(event, Stepped):
+            spent += time.process_time() - start
+        if isinstance(event, Saved):
+            model = DiffusionTransformer.from_pretrained(event.path)
+            log.add(spent, event.step, held_out_bound(model, logits_of(model), data))
+            if spent >= 60 * minutes:
+                return
+        start = time.process_time()
+
+
+# --- the table ---
 
 
 def seconds_to(curve: list[dict], bound: float) -> float:
@@ -279,25 +322,23 @@ def seconds_to(curve: list[dict], bound: float) -> float:
 
 
 def report(folder: Path) -> str:
-    """Seconds of every log to the seed's last bound, and to each contestant's own last."""
-    curves = {
-        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted(folder.glob("*.jsonl"))
-    }
-    levels = sorted({min(point["bound"] for point in curve) for curve in curves.values()})[::-1]
-    lines = [
-        "| contestant | CPU-s | tokens per CPU-s | last bound | "
-        + " | ".join(f"CPU-s to {level:.3f}" for level in levels)
-        + " |",
-        "|---|" + "---:|" * (3 + len(levels)),
-    ]
+    """CPU-seconds of every contestant to the lowest bound of each kind of contestant."""
+    curves = {path.stem: Log(path).points() for path in sorted(folder.glob("*.jsonl"))}
+    lowest: dict[str, float] = {}
+    for name, curve in curves.items():
+        kind, bound = name.split("-")[0], min(point["bound"] for point in curve)
+        lowest[kind] = min(bound, lowest.get(kind, math.inf))
+    levels = sorted(lowest.items(), key=lambda item: -item[1])
+    heads = " | ".join(f"CPU-s to {bound:.3f} ({kind})" for kind, bound in levels)
+    lines = [f"| contestant | CPU-s | tokens per CPU-s | last bound | {heads} |"]
+    lines.append("|---|" + "---:|" * (3 + len(levels)))
     for name, curve in curves.items():
         last = curve[-1]
-        times = [seconds_to(curve, level) for level in levels]
+        times = [seconds_to(curve, bound) for _, bound in levels]
         cells = " | ".join("-" if math.isinf(one) else f"{one:.0f}" for one in times)
-        speed = last["tokens"] / last["cpu_seconds"]
+        spent, bound = last["cpu_seconds"], last["bound"]
         lines.append(
-            f"| {name} | {last['cpu_seconds']:.0f} | {speed:.0f} | {last['bound']:.3f} | {cells} |"
+            f"| {name} | {spent:.0f} | {last['tokens'] / spent:.0f} | {bound:.3f} | {cells} |"
         )
     return "\n".join(lines)
 
@@ -307,17 +348,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="folder of prepared text")
-    parser.add_argument("logs", type=Path, help="folder of logs and states")
-    parser.add_argument("--contestant", metavar="NAME")
+    parser.add_argument("logs", type=Path, help="folder of logs and checkpoints")
+    parser.add_argument("--contestant", choices=("seed", "loop", "sfumato"))
+    parser.add_argument("--rate", type=float, default=2e-3, help="the loop's learning rate")
+    parser.add_argument("--clip", type=float, default=math.inf, help="the loop's largest weight")
     parser.add_argument("--minutes", type=float, default=60, help="CPU-minutes of training")
-    parser.add_argument("--every", type=float, default=60, help="CPU-seconds between evaluations")
+    parser.add_argument("--every", type=int, default=50, help="steps between evaluations")
     options = parser.parse_args()
     if options.contestant is None:
         print(report(options.logs))
         return
-    options.logs.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
     data = load(options.data)
-    train(options.contestant, data, options.logs, options.minutes, options.every)
+    name = options.contestant
+    if name == "loop":
+        name += f"-{options.rate:g}" + f"-clip{options.clip:g}" * math.isfinite(options.clip)
+    options.logs.mkdir(parents=True, exist_ok=True)
+    log = Log(options.logs / f"{name}.jsonl")
+    if name == "sfumato":
+        train_sfumato(options.data, data, log, options.minutes, options.every)
+    else:
+        one = seed(data) if name == "seed" else loop(data, options.rate, options.clip)
+        train_loop(one, data, log, options.minutes, options.every)
 
 
 if __name__ == "__main__":
