@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import random
 import resource
 import signal
@@ -315,12 +316,16 @@ def test_a_full_disk_is_named_and_nothing_is_lost(source, tmp_path, tokenizer):
 
 def test_a_finished_preparation_is_not_done_again(source, tmp_path, tokenizer):
     first = prepare(source, tmp_path / "out", tokenizer)
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    assert {p.name for p in files} == {
+        *("prepared.json", "train", "validation", "tokens.bin", "documents.bin"),
+        *("tokenizer", "tokenizer.json", "tokenizer_config.json"),
+    }
     seen = []
     again = prepare(source, tmp_path / "out", tokenizer, progress=seen.append)
     assert again == first
     assert not seen
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == files
 
 
 def test_a_folder_with_another_preparation_is_refused(source, tmp_path, tokenizer):
@@ -349,12 +354,24 @@ def test_a_stopped_preparation_is_not_overwritten_by_another(source, tmp_path, t
 def test_a_folder_with_other_files_is_refused(source, tmp_path, tokenizer):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("all my work")
-    with pytest.raises(DataError, match=r"holds other files .thesis.tex.; give a new or empty"):
+    with pytest.raises(DataError, match=r"holds other files .thesis.tex.; give a new or an empty"):
         prepare(source, tmp_path / "out", tokenizer)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
     with pytest.raises(DataError, match=r"cannot write to .*thesis.tex: File exists"):
         prepare(source, tmp_path / "out" / "thesis.tex", tokenizer)
     with pytest.raises(ConfigError, match="lies inside the source"):
         prepare(tmp_path, tmp_path / "new", tokenizer)
+
+
+def test_the_environment_is_left_as_it_was(source, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    before = dict(os.environ)
+    with pytest.raises(Stop):
+        prepare(source, tmp_path / "out", tokenizer, progress=stop_after(1))
+    assert dict(os.environ) == before
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    prepare(source, tmp_path / "out", tokenizer)
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
 
 
 def test_two_preparations_into_one_folder_at_once_are_refused(source, tmp_path, tokenizer):

@@ -48,6 +48,8 @@ from sfumato.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+PARTIAL = ".partial"  # ending of what is being written and will be renamed
+LOCK = "lock"  # its being there means nothing, only a lock on it does
 SHARD = 2**20  # characters tokenized, written and noted in the journal at a time
 # A new tokenizer learns from this much text. It is plenty for its few thousand merges, and the
 # trainer keeps every distinct word, at about a kilobyte each.
@@ -107,20 +109,29 @@ def prepare(
         "shard": shard,
     }
     out = Path(out)
-    if Path(source.name).is_dir() and out.resolve().is_relative_to(Path(source.name).resolve()):
-        raise ConfigError(f"{out} lies inside the source {source.name}; use a folder outside of it")
-    with _sole_user(out):
-        if (out / PREPARED).exists():
-            done = Prepared.open(out)
-            _check_request(out, done.facts["request"], request)
-            _check_source_size(done, source)
-        else:
+    if not (out / PREPARED).exists():
+        _check_place(out, source)
+        with _sole_user(out):
             journal = _open_journal(out, request)
             tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
             journal = _tokenize(source, out, tokenizer, journal, workers, progress)
             _finish(source, out, tokenizer, name, journal)
-        (out / JOURNAL).unlink(missing_ok=True)
-    return Prepared.open(out)
+    done = Prepared.open(out)
+    _check_request(out, done.facts["request"], request)
+    _check_source_size(done, source)
+    return done
+
+
+def _check_place(out: Path, source: Source) -> None:
+    place = Path(source.name).expanduser()
+    if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+        raise ConfigError(f"{out} lies inside the source {source.name}; use a folder outside of it")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if JOURNAL not in names and (foreign := names - {LOCK, JOURNAL + PARTIAL}):
+        raise DataError(
+            f"{out} holds other files ({', '.join(sorted(foreign)[:3])}); "
+            "give a new or an empty folder"
+        )
 
 
 @contextmanager
@@ -128,14 +139,15 @@ def _sole_user(out: Path) -> Iterator[None]:
     """Hold a lock on the folder; the system lets go of it even if the process is killed."""
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
+        handle = os.open(out / LOCK, os.O_WRONLY | os.O_CREAT)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"another process is preparing into {out}; wait for it or use another folder"
-            ) from error
+        with _writing(out):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(
+                    f"another process is preparing into {out}; wait for it or use another folder"
+                ) from error
         yield
     finally:
         os.close(handle)
@@ -198,7 +210,7 @@ class Journal:
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     """All or nothing: the file is the old one or the new one, whatever happens."""
     with _writing(path.parent):
-        new = path.with_name(path.name + ".partial")
+        new = path.with_name(path.name + PARTIAL)
         with new.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=2, sort_keys=True)
             file.write("\n")
@@ -209,18 +221,13 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _open_journal(out: Path, request: dict[str, Any]) -> Journal:
     """The journal of an interrupted run of the same request, or a new one."""
-    names = {path.name for path in out.iterdir()}
-    if JOURNAL in names:
+    if (out / JOURNAL).exists():
         stored = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
         stored["totals"] = {split: Totals(*numbers) for split, numbers in stored["totals"].items()}
         journal = Journal(**stored)
         if journal.shards:
             _check_request(out, journal.request, request)
             return journal
-    elif names - {JOURNAL + ".partial"}:
-        raise DataError(
-            f"{out} holds other files ({', '.join(sorted(names)[:3])}); give a new or empty folder"
-        )
     journal = Journal(request)
     _write_json(out / JOURNAL, asdict(journal))
     # Of a run that was stopped before its first shard, a tokenizer may be left.
@@ -242,7 +249,7 @@ def _settle_tokenizer(
         assert vocab_size is not None, "checked by prepare"
         tokenizer = train_tokenizer(source.sample(TRAINING_CHARACTERS), vocab_size)
     with _writing(out):
-        new = out / "tokenizer.partial"
+        new = out / ("tokenizer" + PARTIAL)
         shutil.rmtree(new, ignore_errors=True)
         save_tokenizer(tokenizer, new)
         new.rename(folder)
@@ -263,7 +270,7 @@ def _tokenize(
     todo = shards(assign(pieces, journal.request["validation"]), journal.request["shard"])
     _skip(todo, journal, out)
     work = partial(encode_shard, tokenizer=tokenizer, special=special_ids(tokenizer))
-    with ExitStack() as stack:
+    with ThreadPoolExecutor(workers) as pool, _no_inner_threads(), ExitStack() as stack:
         files = {}
         for split, totals in journal.totals.items():
             for name, size in (
@@ -271,7 +278,7 @@ def _tokenize(
                 ("documents.bin", totals.documents * ENDS.itemsize),
             ):
                 files[split, name] = stack.enter_context(_reopen(out / split / name, size))
-        for shard, encoded in _in_order(work, todo, workers):
+        for shard, encoded in _in_order(pool, work, todo, ahead=workers):
             for split, part in encoded.items():
                 before = journal.totals[split].tokens
                 _append(out, files[split, "tokens.bin"], part.tokens)
@@ -319,18 +326,20 @@ def _skip(todo: Iterator[Shard], journal: Journal, out: Path) -> None:
 
 
 def _in_order(
-    work: Callable[[Shard], dict[str, Encoded]], todo: Iterator[Shard], workers: int
+    pool: ThreadPoolExecutor,
+    work: Callable[[Shard], dict[str, Encoded]],
+    todo: Iterator[Shard],
+    ahead: int,
 ) -> Iterator[tuple[Shard, dict[str, Encoded]]]:
-    """The results in the shards' order, with a bounded number of them under way."""
+    """The results in the shards' order, with a bounded number of shards under way."""
     pending: deque[tuple[Shard, Future[dict[str, Encoded]]]] = deque()
-    with ThreadPoolExecutor(workers) as pool, _no_inner_threads():
-        for shard in todo:
-            pending.append((shard, pool.submit(work, shard)))
-            if len(pending) > workers:
-                shard, future = pending.popleft()
-                yield shard, future.result()
-        for shard, future in pending:
+    for shard in todo:
+        pending.append((shard, pool.submit(work, shard)))
+        if len(pending) > ahead:
+            shard, future = pending.popleft()
             yield shard, future.result()
+    for shard, future in pending:
+        yield shard, future.result()
 
 
 @contextmanager
@@ -393,3 +402,5 @@ def _finish(
         "fingerprint": hash_files(out),
     }
     _write_json(out / PREPARED, facts)
+    for name in (JOURNAL, LOCK):
+        (out / name).unlink()
