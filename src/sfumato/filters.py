@@ -2,6 +2,10 @@
 
 A filter takes logits [N, V] at the positions `where` [B, L] of a canvas and returns new logits;
 nothing is modified in place, so the order of filters is the only thing that matters.
+
+A filter that `sharpens` (temperature, top-k, top-p, min-p) changes what is drawn, not what the
+model believes, so a rule that decides the surest positions first does not see it: at temperature 0
+all would be sure.
 """
 
 import math
@@ -19,6 +23,7 @@ class Temperature:
     """Divide by the temperature; 0 leaves the most likely token only (greedy)."""
 
     value: float
+    sharpens = True
 
     def __post_init__(self):
         if not (self.value >= 0 and math.isfinite(self.value)):
@@ -36,6 +41,7 @@ class TopK:
     """Keep the k most likely tokens; of equals at the border, those with lower ids."""
 
     k: int
+    sharpens = True
 
     def __post_init__(self):
         if self.k < 1:
@@ -54,6 +60,7 @@ class TopP:
     """Keep the smallest set of tokens whose probability reaches p; at least one (nucleus)."""
 
     p: float
+    sharpens = True
 
     def __post_init__(self):
         if not 0 < self.p <= 1:
@@ -74,6 +81,7 @@ class MinP:
     """Keep tokens at least p times as likely as the likeliest (arXiv 2407.01082)."""
 
     p: float
+    sharpens = True
 
     def __post_init__(self):
         if not 0 <= self.p <= 1:

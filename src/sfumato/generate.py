@@ -6,7 +6,7 @@ and a test all read the same stream.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -31,38 +31,48 @@ def even_times(num_steps: int) -> Tensor:
     return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
 
 
+def one_each(noisy: Tensor) -> Tensor:
+    """Even times for each row [B, n + 1], one step for each of its noisy positions [B, L].
+
+    A row with fewer of them reaches 0 earlier, whatever other rows are in the batch.
+    """
+    counts = noisy.sum(1, keepdim=True)
+    passed = torch.arange(int(counts.max()) + 1, device=noisy.device, dtype=torch.float64)
+    return (1 - passed / counts.clamp_min(1)).clamp_min(0)
+
+
 @torch.no_grad()
 def denoise(
     denoiser: Denoiser,
     canvas: Canvas,
     step: Step,
-    times: Tensor,  # [n + 1], falling
+    times: Tensor,  # [n + 1] or [B, n + 1], falling
     rng: Rng,
     *,
     filters: Sequence[Filter] = (),
 ) -> Iterator[Canvas]:
-    """Yield the canvas after every step, until nothing is noisy.
+    """Yield the canvas after every step, until nothing is noisy; till t = 0 if the rule `reopens`.
 
     The network runs only over rows, and its head only at positions, that the step wants; where it
-    wants none, it does not run at all.
+    wants none, it does not run at all. Filters that `sharpens` touch what is drawn, not what the
+    rule believes: the most likely text is still decided surest first.
     """
-    batch, device = len(canvas.tokens), canvas.tokens.device
+    device = canvas.tokens.device
+    times = times.to(device).expand(len(canvas.tokens), -1)
+    reopens = getattr(step, "reopens", False)
     look = denoiser.leave_one_out if getattr(step, "verifies", False) else denoiser  # type: ignore[attr-defined]
-    for number, (t, s) in enumerate(pairwise(times.tolist())):
-        now = torch.full((batch,), t, dtype=torch.float64, device=device)
-        then = torch.full((batch,), s, dtype=torch.float64, device=device)
+    for number, (now, then) in enumerate(pairwise(times.unbind(1))):
         draws = rng.fold(number)
         where = step.wanted(canvas, now, then, draws)
         seen = canvas.memory["time"][:, 0] if "time" in canvas.memory else now
         if bool(where.any()):
             logits = look(canvas.tokens, seen.float(), where)
-            for change in filters:
-                logits = change(logits, canvas, where)
         else:
             logits = torch.zeros((0, 1), device=device)
-        canvas = step(canvas, where, logits, now, then, draws)
+        logits, sharp = _filtered(logits, filters, canvas, where)
+        canvas = step(canvas, where, logits, sharp, now, then, draws)
         yield canvas
-        if not bool(canvas.noisy.any()):
+        if not (reopens or bool(canvas.noisy.any())):
             return
 
 
@@ -79,20 +89,24 @@ def generate(
 ) -> Iterator[Canvas]:
     """Yield the page after every step, block after block from the left.
 
-    `num_steps` is shared out over the blocks (None: one for every position). With `lookahead` a
-    block sees what lies right of it, as noise or given text (LLaDA); otherwise not (BD3-LM).
+    `num_steps` is shared out over the blocks (None: one for every noisy position). With `lookahead`
+    a block sees what lies right of it, as noise or given text (LLaDA); otherwise not (BD3-LM).
+    Where nothing is noisy, the page comes as it is, once.
     """
     length = canvas.tokens.shape[1]
-    size = block or length
-    if size < 1 or length < 1:
-        raise ConfigError(f"block must be at least 1 and the canvas not empty, got {block}")
+    size = length if block is None else block
+    if length < 1:
+        raise ConfigError("the canvas is empty; give it at least 1 position")
+    if size < 1:
+        raise ConfigError(f"block must be at least 1 position, got {block}")
     starts = range(0, length, size)
-    steps = num_steps or length
-    if steps < len(starts):
+    if num_steps is not None and num_steps < len(starts):
         raise ConfigError(
-            f"num_steps {steps} is less than the {len(starts)} blocks of {size} in {length} "
+            f"num_steps {num_steps} is less than the {len(starts)} blocks of {size} in {length} "
             f"positions; use num_steps={len(starts)} or larger blocks"
         )
+    if not bool(canvas.noisy.any()):
+        yield canvas
     for number, start in enumerate(starts):
         part = _columns(canvas, start, min(start + size, length))
         if not bool(part.noisy.any()):
@@ -100,13 +114,48 @@ def generate(
             continue
         after = canvas.tokens[:, start + size :]
         around = denoiser.given(right=after) if lookahead and after.shape[1] else denoiser
-        share = steps // len(starts) + (number < steps % len(starts))
-        pages = denoise(around, part, step, even_times(share), rng.fold(number), filters=filters)
+        if num_steps is None:
+            times = one_each(part.noisy)
+        else:
+            times = even_times(num_steps // len(starts) + (number < num_steps % len(starts)))
+        wide = [_OnPage(change, canvas, start) for change in filters]
+        pages = denoise(around, part, step, times, rng.fold(number), filters=wide)
         for part in pages:
             canvas = _paste(canvas, start, part)
             yield canvas
         if start + size < length:
             denoiser = denoiser.given(left=part.tokens)
+
+
+def _filtered(
+    logits: Tensor, filters: Sequence[Filter], canvas: Canvas, where: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the rule believes, and what it draws from."""
+    sharp = logits
+    for change in filters:
+        alone = sharp is logits
+        sharp = change(sharp, canvas, where)
+        if not getattr(change, "sharpens", False):
+            logits = sharp if alone else change(logits, canvas, where)
+    return logits, sharp
+
+
+@dataclass(frozen=True)
+class _OnPage:
+    """A filter that sees the whole page, and positions on it, where the step sees a block."""
+
+    change: Filter
+    page: Canvas
+    start: int
+
+    @property
+    def sharpens(self) -> bool:
+        return getattr(self.change, "sharpens", False)
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        before, after = self.start, self.page.tokens.shape[1] - self.start - where.shape[1]
+        wide = torch.nn.functional.pad(where, (before, after))
+        return self.change(logits, _paste(self.page, self.start, canvas), wide)
 
 
 def _columns(canvas: Canvas, start: int, stop: int) -> Canvas:

@@ -373,11 +373,18 @@ class _Retrace:
         return self.step.wanted(canvas, t, s, rng)
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
         chosen = self.step.choose(canvas, where, logits, t, s)
         truth = canvas.memory["truth"]
-        nll = -logits.double().log_softmax(-1).gather(-1, truth[where][:, None])[:, 0]
+        nll = -sharp.double().log_softmax(-1).gather(-1, truth[where][:, None])[:, 0]
         hit = (logits.argmax(-1) == truth[where]).double()
         memory = {
             "truth": truth,

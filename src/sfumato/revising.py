@@ -105,12 +105,8 @@ class Plateau:
         return torch.where(t > self.t_on, early, torch.where(t < self.t_off, late, 0.0))
 
     def time(self, alpha: Tensor) -> Tensor:
-        early = self.t_on + (1 - self.t_on) * self.schedule.time(
-            (alpha / self.alpha_on).clamp_max(1)
-        )
-        late = self.t_off * self.schedule.time(
-            ((alpha - self.alpha_on) / (1 - self.alpha_on)).clamp_min(0)
-        )
+        early = self.t_on + (1 - self.t_on) * self.schedule.time(alpha / self.alpha_on)
+        late = self.t_off * self.schedule.time((alpha - self.alpha_on) / (1 - self.alpha_on))
         return torch.where(alpha <= self.alpha_on, early, late)
 
 
@@ -127,6 +123,7 @@ class Remasking:
     mask_id: int
     rate: Rate = field(default_factory=Cap)
     by_confidence: bool = False
+    reopens = True  # also what is wholly decided: to stop there would favour what was drawn at once
 
     @property
     def exact(self) -> bool:
@@ -146,20 +143,27 @@ class Remasking:
         return canvas.noisy & (u < self.law(t, s)[1][:, None])
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
         sigma = self.law(t, s)[0][:, None]
         decided = ~canvas.noisy & ~canvas.fixed
-        memory = dict(canvas.memory)
+        tokens = draw_at(canvas, where, where, sharp, rng)
+        memory = canvas.memory
         if self.by_confidence:
-            known = memory.get("confidence", torch.ones(canvas.tokens.shape).to(where.device))
+            known = memory.get("confidence", torch.ones_like(tokens, dtype=torch.float32))
             doubt = (-known).masked_fill(~decided, -torch.inf).softmax(1).nan_to_num(0.0)
             sigma = (sigma * doubt * decided.sum(1, keepdim=True)).clamp_max(1.0)
-        again = decided & (rng.fold(_RENOISE).uniform(canvas.tokens.shape[1]) < sigma)
-        tokens = draw_at(canvas, where, where, logits, rng)
-        if self.by_confidence:
             sure = probabilities(logits).gather(-1, tokens[where][:, None])[:, 0]
-            memory["confidence"] = torch.where(where, spread(sure, where, 0.0), known)
+            known = torch.where(where, spread(sure, where, 0.0), known)
+            memory = {**memory, "confidence": known}
+        again = decided & (rng.fold(_RENOISE).uniform(canvas.tokens.shape[1]) < sigma)
         new = commit(canvas, where, tokens)
         return replace(
             new,
@@ -209,9 +213,16 @@ class Wino:
         return ~canvas.fixed & canvas.noisy.any(1, keepdim=True)
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
-        tokens = draw_at(canvas, canvas.noisy & where, where, logits, rng)
+        tokens = draw_at(canvas, canvas.noisy & where, where, sharp, rng)
         probs = probabilities(logits)
         scores = spread(probs.amax(-1), where, 0.0)
         left = canvas.noisy.sum(1)

@@ -8,7 +8,8 @@ the state and the logits is not.
 Rules that `choose` positions from the state and the logits alone have an exact likelihood
 (`likelihood.by_decoder`).
 
-Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B].
+Shapes: canvas [B, L]; logits and sharp [N, V] at the positions `where` [B, L]; t > s [B]. Choices
+look at `logits`, tokens are drawn from `sharp` (see `filters`).
 """
 
 from dataclasses import dataclass, replace
@@ -103,10 +104,17 @@ class Chooser(Step, Protocol):
 
 
 def _decide(
-    rule: Chooser, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+    rule: Chooser,
+    canvas: Canvas,
+    where: Tensor,
+    logits: Tensor,
+    sharp: Tensor,
+    t: Tensor,
+    s: Tensor,
+    rng: Rng,
 ) -> Canvas:
     chosen = rule.choose(canvas, where, logits, t, s)
-    return commit(canvas, chosen, draw_at(canvas, chosen, where, logits, rng))
+    return commit(canvas, chosen, draw_at(canvas, chosen, where, sharp, rng))
 
 
 def _all_noisy(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
@@ -130,13 +138,20 @@ class Ancestral:
         return canvas.noisy & (u < reveal_rate(self.corruption.schedule, t, s)[:, None])
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
         if self.corruption.absorbing:
-            return commit(canvas, where, draw_at(canvas, where, where, logits, rng))
+            return commit(canvas, where, draw_at(canvas, where, where, sharp, rng))
         shape = canvas.tokens.shape
         law = self.corruption.posterior(
-            logits.double().softmax(-1),
+            sharp.double().softmax(-1),
             canvas.tokens[where],
             t.double()[:, None].expand(shape)[where],
             s.double()[:, None].expand(shape)[where],
@@ -161,14 +176,21 @@ class FirstHitting:
         return highest(scores, canvas.noisy, count)
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
         left = canvas.noisy.sum(1).clamp_min(1)
         now = canvas.memory.get("time", t[:, None].expand(canvas.tokens.shape))[:, 0].double()
         u = rng.fold(_RENOISE).uniform(1)[:, 0]
         alpha = 1 - (1 - self.schedule.alpha(now)) * u ** (1 / left)
         time = self.schedule.time(alpha)[:, None].expand(canvas.tokens.shape)
-        new = commit(canvas, where, draw_at(canvas, where, where, logits, rng))
+        new = commit(canvas, where, draw_at(canvas, where, where, sharp, rng))
         return replace(new, memory={**canvas.memory, "time": time})
 
 
@@ -184,9 +206,16 @@ class RandomOrder:
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
-        return commit(canvas, where, draw_at(canvas, where, where, logits, rng))
+        return commit(canvas, where, draw_at(canvas, where, where, sharp, rng))
 
 
 @dataclass(frozen=True)
@@ -222,9 +251,16 @@ class TopConfidence:
     wanted = _all_noisy
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
-        tokens = draw_at(canvas, where, where, logits, rng)
+        tokens = draw_at(canvas, where, where, sharp, rng)
         drawn = probabilities(logits).gather(-1, tokens[where][:, None])[:, 0]
         chosen = highest(
             spread(drawn, where, 0.0), canvas.noisy, quota(canvas, self.schedule, t, s)
@@ -379,7 +415,14 @@ class Klass:
             )
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
         logp = logits.float().log_softmax(-1)
         calm = torch.zeros_like(canvas.tokens)
@@ -393,7 +436,7 @@ class Klass:
         chosen = stable | share
         memory = torch.zeros((*canvas.tokens.shape, logp.shape[-1]), device=logp.device)
         memory[where] = logp
-        new = commit(canvas, chosen, draw_at(canvas, chosen, where, logits, rng))
+        new = commit(canvas, chosen, draw_at(canvas, chosen, where, sharp, rng))
         return replace(new, memory={**canvas.memory, "logp": memory, "calm": calm})
 
 

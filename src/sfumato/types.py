@@ -94,7 +94,10 @@ class Trainable(Denoiser, Protocol):
 class Step(Protocol):
     """One rule for deciding positions.
 
-    `exact`: with a perfect denoiser, and as steps get small, it samples the model's own law.
+    `exact`: with a perfect denoiser, and as steps get small, it samples the model's own law. Two
+    more attributes are asked for where a rule has them. `verifies`: its logits must come from
+    `leave_one_out` of the denoiser. `reopens`: it puts noise back also where nothing is noisy, so
+    only s = 0 is the end.
     """
 
     @property
@@ -105,9 +108,20 @@ class Step(Protocol):
         ...
 
     def __call__(
-        self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Tensor,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
     ) -> Canvas:
-        """logits [N, V] at the positions `where`, which `wanted` named; same rng."""
+        """logits [N, V] at the positions `where`, which `wanted` named; same rng.
+
+        `sharp` [N, V]: the logits after temperature, top-k and the like. Tokens are drawn from
+        these; what is sure is judged by `logits`.
+        """
         ...
 
 
