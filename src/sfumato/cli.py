@@ -166,10 +166,11 @@ def tokenizer_train(
 ) -> None:
     """Learn a byte-level BPE tokenizer."""
     from sfumato.data.sources import Source
+    from sfumato.data.text import TRAINING_CHARACTERS
     from sfumato.data.tokenizer import save_tokenizer, train_tokenizer
 
-    documents = Source(source, field=field, split=split, limit=limit).documents()
-    tokenizer = train_tokenizer(documents, vocab_size)
+    texts = Source(source, field=field, split=split, limit=limit).sample(TRAINING_CHARACTERS)
+    tokenizer = train_tokenizer(texts, vocab_size)
     save_tokenizer(tokenizer, out)
     typer.echo(f"{len(tokenizer)} tokens in {out}")
 
@@ -179,6 +180,7 @@ def data_prepare(
     source: Annotated[str, typer.Argument(help="File, folder, or hub data set.")],
     out: Annotated[Path, typer.Argument(help="Folder for the prepared data.")],
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub name of one.")] = None,
+    add_mask_token: Annotated[bool, typer.Option(help="If it has none.")] = False,
     vocab_size: Annotated[int | None, typer.Option(help="Or: train one of this size.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the text to hold out.")] = 0.05,
     field: Annotated[str, typer.Option(help="Column or key of the text.")] = "text",
@@ -197,7 +199,10 @@ def data_prepare(
 
     from sfumato.data.sources import Source
     from sfumato.data.text import prepare
+    from sfumato.data.tokenizer import load_tokenizer
 
+    if add_mask_token and tokenizer is None:
+        raise ConfigError("--add-mask-token is for a tokenizer given by --tokenizer")
     if tokenizer is None and vocab_size is None:
         vocab_size = 8192
     options: dict[str, Any] = {"field": field, "split": split, "config": config}
@@ -215,7 +220,7 @@ def data_prepare(
         done = prepare(
             wanted,
             out,
-            tokenizer,
+            load_tokenizer(tokenizer, add_mask_token=add_mask_token) if tokenizer else None,
             vocab_size=vocab_size,
             validation=validation,
             workers=workers,
