@@ -1,18 +1,21 @@
 """Metrics on disk: one line of JSON a record, the same as CSV, and what else the run asks for."""
 
 import csv
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sfumato.errors import MissingExtra
 from sfumato.train.config import Run
 from sfumato.train.events import Stepped
 from sfumato.train.step import Totals
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS: tuple[str, ...] = (
     "step",
@@ -72,38 +75,22 @@ class Metrics:
 
     def __init__(self, run: Run, step: int):
         self.folder = run.output
-        self.plots = "png" in run.log.report_to
+        wanted = run.log.report_to
+        self._sinks: list[Sink] = []
+        # what may be missing first: then no file is open yet
+        self._figure = _figure_class() if "png" in wanted else None
+        if "wandb" in wanted:
+            self._sinks.append(WeightsAndBiases(run))
+        if "tensorboard" in wanted:
+            self._sinks.append(TensorBoard(self.folder, step))
         for name in ("metrics.jsonl", "samples.jsonl"):
             kept = [record for record in read_records(self.folder / name) if record["step"] <= step]
-            rewrite(self.folder / name, [json.dumps(r, ensure_ascii=False) for r in kept])
-        self._stack = ExitStack()
-        self._json = self._stack.enter_context(self._append("metrics.jsonl"))
-        self._csv_file = self._stack.enter_context(self._replace_csv())
-        self._csv = csv.DictWriter(self._csv_file, COLUMNS)
-        self._csv.writeheader()
-        self._csv.writerows(read_records(self.folder / "metrics.jsonl"))
-        self._sinks: list[Sink] = []
-        if "tensorboard" in run.log.report_to:
-            self._sinks.append(TensorBoard(self.folder, step))
-        if "wandb" in run.log.report_to:
-            self._sinks.append(WeightsAndBiases(run))
-        if self.plots:
-            _pyplot()
-        for sink in self._sinks:
-            self._stack.callback(sink.close)
-
-    def _append(self, name: str):
-        return (self.folder / name).open("a", encoding="utf-8")
-
-    def _replace_csv(self):
-        return (self.folder / "metrics.csv").open("w", encoding="utf-8", newline="")
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
+            rewrite(self.folder / name, "".join(lines))
+        self._sinks += [JsonLines(self.folder), Csv(self.folder)]
 
     def write(self, record: Record) -> None:
         """Add one record; it is in the files when this returns."""
-        self._json.write(json.dumps(record) + "\n")
-        self._json.flush()
-        self._csv.writerow(record)
-        self._csv_file.flush()
         for sink in self._sinks:
             sink.write(record)
 
@@ -114,11 +101,46 @@ class Metrics:
 
     def plot(self) -> None:
         """Draw loss.png, if the run asks for it."""
-        if self.plots:
-            draw(read_records(self.folder / "metrics.jsonl"), self.folder / "loss.png")
+        if self._figure:
+            figure = self._figure(figsize=(7, 4), layout="constrained")
+            draw(read_records(self.folder / "metrics.jsonl"), figure)
+            figure.savefig(self.folder / "loss.png", dpi=120)
 
     def close(self) -> None:
-        self._stack.close()
+        """Close every file."""
+        for sink in self._sinks:
+            sink.close()
+
+
+class JsonLines:
+    """metrics.jsonl, one record a line."""
+
+    def __init__(self, folder: Path):
+        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Csv:
+    """metrics.csv: the records of metrics.jsonl so far, and those that come."""
+
+    def __init__(self, folder: Path):
+        self.file = (folder / "metrics.csv").open("w", encoding="utf-8", newline="")
+        self.table = csv.DictWriter(self.file, COLUMNS)
+        self.table.writeheader()
+        self.table.writerows(read_records(folder / "metrics.jsonl"))
+
+    def write(self, record: Record) -> None:
+        self.table.writerow(record)
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -129,10 +151,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def rewrite(path: Path, lines: Iterable[str]) -> None:
+def rewrite(path: Path, text: str) -> None:
     """Replace a text file as a whole: never half of it."""
     new = path.with_name(f".{path.name}.part")
-    new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    new.write_text(text, encoding="utf-8")
     os.replace(new, path)
 
 
@@ -163,15 +185,14 @@ class WeightsAndBiases:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingExtra("wandb", "wandb", "log.report_to=wandb") from error
-        name = run.log.run_name or run.output.name
-        settings: dict[str, Any] = run.model_dump(mode="json")
+        place = hashlib.blake2b(str(run.output.resolve()).encode(), digest_size=8).hexdigest()
         self.run = wandb.init(
             project=run.log.project,
-            name=name,
-            id=name,
+            name=run.log.run_name or run.output.name,
+            id=place,
             dir=run.output,
             resume="allow",
-            config=settings,
+            config=run.model_dump(mode="json"),
         )
 
     def write(self, record: Record) -> None:
@@ -181,8 +202,7 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-def _pyplot():
-    """matplotlib's figure class, or how to install it."""
+def _figure_class() -> type["Figure"]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -190,17 +210,14 @@ def _pyplot():
     return Figure
 
 
-def draw(records: Iterable[Record], path: Path) -> None:
+def draw(records: Sequence[Record], figure: "Figure") -> None:
     """Loss and held-out bound over the steps."""
-    records = list(records)
-    figure = _pyplot()(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for column, style in (("loss", "-"), ("eval_bound", "o-")):
-        points = [(r["step"], r[column]) for r in records if column in r]
+        points = [(record["step"], record[column]) for record in records if column in record]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=column, markersize=3, linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)

@@ -40,7 +40,7 @@ from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
 from sfumato.train.state import State
 from sfumato.train.step import Scored, Stepper, to_device
-from sfumato.train.world import World, fast_dtype, joined
+from sfumato.train.world import World, fast_dtype, joined, layers
 from sfumato.types import Batch
 
 EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
@@ -87,7 +87,10 @@ class Trainer:
         self.corruption = build_corruption(run, len(self.tokenizer), self.special.mask)
         self.model = build_model(run, len(self.tokenizer), self.special)
         if run.train.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            self.model.activation_checkpointing_enable()
+        if run.train.torch_compile:
+            for layer in layers(self.model):
+                layer.compile()
         scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
         self.scored = world.spread(scored, run.train.parallel)
         fast = fast_dtype(world.device)
@@ -96,7 +99,7 @@ class Trainer:
         ]
         params = dict(self.model.named_parameters())
         average = Average(params, run.train.ema_decay) if run.train.ema_decay else None
-        self.state = State(self.model, build_optimizers(self.model, run.train, fast), average)
+        self.state = State(self.model, build_optimizers(self.model, run.train, self.dtype), average)
         objective = build_objective(run, self.corruption)
         self.stepper = Stepper(
             self.scored, objective, self.state, run.train, run.seed, self.dtype, world

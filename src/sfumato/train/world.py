@@ -56,11 +56,16 @@ class World:
             return DistributedDataParallel(module)
         mesh = init_device_mesh(self.device.type, (self.size,))
         for model in [m for m in module.modules() if isinstance(m, PreTrainedModel)]:
-            for part in model.modules():
-                if type(part).__name__ in (model._no_split_modules or ()):
-                    fully_shard(part, mesh=mesh)
+            for layer in layers(model):
+                fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
         return module
+
+
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The repeated parts of a network, which are sharded and compiled one by one."""
+    kinds = model._no_split_modules or ()
+    return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
 def whole(tensor: Tensor) -> Tensor:

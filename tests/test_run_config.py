@@ -1,0 +1,143 @@
+"""A run's keys: where they come from, what is refused, and that none is ignored."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import sfumato.train
+from sfumato.errors import ConfigError
+from sfumato.train import dump_run, load_run
+from sfumato.train.config import Section
+
+LEAST = {"output": "out", "data": {"folder": "words"}}
+
+
+def test_a_written_run_reads_back_the_same(tmp_path):
+    run = load_run(
+        LEAST, ["train.learning_rate=3e-4", "objective.weight={name: clipped, limit: 3}"]
+    )
+    (tmp_path / "run.yaml").write_text(dump_run(run))
+    assert load_run(tmp_path / "run.yaml") == run
+
+
+def test_yaml_json_and_a_mapping_are_the_same_run(tmp_path):
+    keys = {**LEAST, "train": {"max_steps": 500, "learning_rate": 0.01}, "seed": 3}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(keys))
+    (tmp_path / "run.json").write_text(json.dumps(keys))
+    assert load_run(tmp_path / "run.yaml") == load_run(tmp_path / "run.json") == load_run(keys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.max_steps=700"],
+        ["--train.max_steps", "700"],
+        ["--train.max_steps=700"],
+        ["train.max_steps=5", "train.max_steps=700"],
+    ],
+    ids=" ".join,
+)
+def test_overrides_of_every_form(words):
+    assert load_run(LEAST, words).train.max_steps == 700
+
+
+@pytest.mark.parametrize(("word", "value"), [("3e-4", 3e-4), ("1E+0", 1.0), (".5", 0.5), ("2", 2)])
+def test_numbers_are_read_as_numbers(word, value):
+    rate = load_run(LEAST, [f"train.learning_rate={word}"]).train.learning_rate
+    assert rate == value
+    assert isinstance(rate, float)
+
+
+def test_an_override_keeps_the_rest_of_its_section():
+    keys = {**LEAST, "train": {"max_steps": 300}}
+    run = load_run(keys, ["train.batch_size=4", "objective.weight.name=clipped"])
+    assert (run.train.max_steps, run.train.batch_size) == (300, 4)
+    assert keys["train"] == {"max_steps": 300}
+
+
+def test_one_word_stands_for_a_list():
+    run = load_run(LEAST, ["log.report_to=png", "samples.prompts=Once upon a time"])
+    assert run.log.report_to == ("png",)
+    assert run.samples.prompts == ("Once upon a time",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.learning_rat=1"], r"unknown key 'train.learning_rat'; did you mean learning_rate"),
+        (["trian.max_steps=1"], r"unknown key 'trian'; did you mean train"),
+        (["train.max_steps=many"], r"train.max_steps: .*integer.*'many'"),
+        (["train.max_steps=0"], r"train.max_steps: .*greater than or equal to 1, got 0"),
+        (["train.learning_rate=.nan"], r"train.learning_rate: .*got nan"),
+        (["train.optimizer=sgd"], r"train.optimizer: .*'muon' or 'adamw', got 'sgd'"),
+        (["train.warmup_steps=50", "train.max_steps=50"], r"50 must be less than .*max_steps 50"),
+        (["train.gradient_accumulation_steps=3"], r"batch_size 64 must be a multiple of .* 3"),
+        (["train.optimizer=adamw", "train.adam_learning_rate=1"], r"only"),
+        (["train.decay_steps=10"], r"train.decay_steps is for .*wsd, got cosine"),
+        (
+            ["evaluate.early_stopping_patience=2", "evaluate.eval_steps=0"],
+            r"early_stopping_patience needs evaluations",
+        ),
+        (["train.max_steps"], r"expected key=value, got 'train.max_steps'"),
+        (["--train.max_steps"], r"expected key=value"),
+        (["train.max_steps=[1"], r"value of 'train.max_steps' is not valid YAML"),
+        (["output.name=1"], r"'output.name': output is 'out', not a section"),
+    ],
+)
+def test_what_is_wrong_is_said(words, message):
+    with pytest.raises(ConfigError, match=message):
+        load_run(LEAST, words)
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ConfigError, match=r"'output' is missing.*\n'data.folder' is missing"):
+        load_run({"data": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("run.yaml", "train: [", r"run.yaml is not valid .yaml"),
+        ("run.json", "{'a': 1}", r"run.json is not valid .json"),
+        ("run.yaml", "just words", r"must hold keys and values .* got 'just words'"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_run(tmp_path / name)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the run file .*absent.yaml"):
+        load_run(tmp_path / "absent.yaml")
+
+
+def sections(section: type[Section]) -> list[type[Section]]:
+    inner = [field.annotation for field in section.model_fields.values()]
+    found = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Section)]
+    return [section, *(deeper for kind in found for deeper in sections(kind))]
+
+
+def test_every_key_is_read_by_something():
+    folder = Path(sfumato.train.__file__).parent
+    read = {
+        node.attr if isinstance(node, ast.Attribute) else node.value
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute | ast.Constant)
+        # a default in config.py is not a use
+        and (path.name != "config.py" or isinstance(node, ast.Attribute))
+    }
+    # handed on as a whole, to `corruption_from`
+    read |= {"uniform_share", "gamma"}
+    unread = [
+        f"{section.__name__}.{key}"
+        for section in sections(sfumato.train.Run)
+        for key in section.model_fields
+        if key not in read
+    ]
+    assert not unread

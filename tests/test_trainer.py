@@ -1,0 +1,507 @@
+"""The loop: what a run leaves behind, and that nothing depends on how a batch is cut up."""
+
+import csv
+import importlib.util
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import of_kind, prepare_words, run_all, small_run
+from torch.testing import assert_close
+
+from sfumato.denoisers import Full
+from sfumato.errors import ConfigError, DataError, MissingExtra, SfumatoError, TrainingError
+from sfumato.models import DiffusionTransformer, TransformerConfig
+from sfumato.objectives import MaskedDiffusion, Systematic
+from sfumato.pipeline import DiffusionLM
+from sfumato.rng import Rng
+from sfumato.train import load_run, train
+from sfumato.train.config import TrainOptions
+from sfumato.train.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
+from sfumato.train.feed import MicroBatches, Order
+from sfumato.train.optim import build_optimizers
+from sfumato.train.state import State
+from sfumato.train.step import Scored, Stepper
+from sfumato.train.world import World, find_device, joined
+
+ALONE = World(torch.device("cpu"))
+V, MASK = 20, 0
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return prepare_words(tmp_path_factory.mktemp("data") / "words")
+
+
+class Unequal:
+    """Rows of random tokens, of which row i has 1 + 3 i trainable ones."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        draw = np.random.default_rng(0).integers(1, V, (5, 16))
+        trainable = np.arange(16) < 1 + 3 * np.arange(5)[:, None]
+        segments = np.zeros((5, 16), np.int64)
+        return {
+            "tokens": draw[indices],
+            "trainable": trainable[indices],
+            "segments": segments[indices],
+            "row": indices,
+        }
+
+
+def stepper(complementary: bool = False, **options) -> Stepper:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = DiffusionTransformer(TransformerConfig(vocab_size=V, mask_token_id=MASK, **shape))
+    options = TrainOptions(batch_size=8, max_steps=100, warmup_steps=1, **options)
+    return Stepper(
+        Scored(model, Full(model, MASK)),
+        MaskedDiffusion(MASK, Systematic(8), complementary=complementary),
+        State(model, build_optimizers(model, options, torch.float32)),
+        options,
+        seed=7,
+        dtype=torch.float32,
+        world=ALONE,
+    )
+
+
+def feed(parts: int = 1, world: World = ALONE) -> MicroBatches:
+    return MicroBatches(Unequal(), Order(5, seed=7), 8, parts, world)
+
+
+def three_steps(taker: Stepper, parts: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    losses = [taker(n, b).loss for n, b in enumerate(feed(parts).steps(0, 3, num_workers=0))]
+    return {name: p.detach().clone() for name, p in taker.state.model.named_parameters()}, losses
+
+
+# --- one step ---
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("complementary", [False, True])
+def test_accumulation_changes_neither_loss_nor_weights(optimizer, complementary):
+    options = {"optimizer": optimizer, "learning_rate": 0.01, "complementary": complementary}
+    whole, losses = three_steps(stepper(**options), parts=1)
+    for parts in (2, 8):
+        weights, same = three_steps(stepper(**options), parts)
+        assert same == pytest.approx(losses, rel=1e-5)
+        for name, value in whole.items():
+            assert_close(weights[name], value, rtol=1e-3, atol=2e-4, msg=f"{name}, {parts} parts")
+
+
+def test_the_gradient_is_that_of_the_loss_of_all_rows_together():
+    taker = stepper(max_grad_norm=0.0, learning_rate=1e-9)
+    (batches,) = list(feed(parts=1).steps(0, 1, 0))
+    loss = taker.objective(taker.scored.denoiser, batches[0], Rng.from_seed(7))
+    loss.value.backward()
+    expected = {n: p.grad.clone() for n, p in taker.state.model.named_parameters()}
+    taker.state.model.zero_grad()
+    norm = torch.stack([g.norm() for g in expected.values()]).norm()
+    (parts,) = list(feed(parts=4).steps(0, 1, 0))
+    seen = {}
+    for name, param in taker.state.model.named_parameters():
+        param.register_post_accumulate_grad_hook(lambda p, name=name: seen.update({name: p.grad}))
+    totals = taker(0, parts)
+    assert totals.loss == pytest.approx(loss.value.item(), rel=1e-5)
+    assert totals.count == float(loss.count) != 8 * 16
+    assert totals.grad_norm == pytest.approx(float(norm), rel=1e-4)
+    for name, gradient in seen.items():
+        assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_clipping_shortens_the_gradient_and_reports_it_unclipped():
+    (batches,) = list(feed().steps(0, 1, 0))
+    plain, clipped = stepper(max_grad_norm=0.0), stepper(max_grad_norm=0.01)
+    norms = {}
+    for taker in (plain, clipped):
+        kept = taker.state.optimizers[0].step
+        taker.state.optimizers[0].step = lambda kept=kept, taker=taker: (
+            norms.update(
+                {
+                    id(taker): torch.nn.utils.get_total_norm(
+                        [p.grad for p in taker.state.model.parameters()]
+                    )
+                }
+            ),
+            kept(),
+        )
+    assert plain(0, batches).grad_norm == pytest.approx(clipped(0, batches).grad_norm)
+    assert float(norms[id(clipped)]) == pytest.approx(0.01, rel=1e-5)
+    assert float(norms[id(plain)]) > 0.1
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_weight_moves():
+    taker = stepper()
+    (batches,) = list(feed(parts=2).steps(3, 4, 0))
+    with torch.no_grad():
+        taker.state.model.embed.weight[int(batches[0].tokens[1, 0])] = torch.nan
+    before = {n: p.detach().clone() for n, p in taker.state.model.named_parameters()}
+    with pytest.raises(TrainingError, match=r"loss nan.*at step 4 \(rows in slots \[.*gradient of"):
+        taker(3, batches)
+    for name, param in taker.state.model.named_parameters():
+        assert_close(param.detach(), before[name], equal_nan=True)
+
+
+# --- which rows ---
+
+
+def test_every_pass_reads_every_row_once_in_another_order():
+    order = Order(num_rows=50, seed=1)
+    passes = order.rows(np.arange(200)).reshape(4, 50)
+    for rows in passes:
+        assert sorted(rows) == list(range(50))
+    assert len({tuple(rows) for rows in passes}) == 4
+    assert not np.array_equal(passes[0], Order(50, seed=2).rows(np.arange(50)))
+
+
+def test_the_row_of_a_slot_does_not_depend_on_what_was_asked_before():
+    order, slots = Order(num_rows=7, seed=0), np.array([0, 50, 3, 22, 51])
+    assert np.array_equal(order.rows(slots), [int(Order(7, 0).rows(s[None])[0]) for s in slots])
+
+
+@pytest.mark.parametrize(("parts", "size"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
+def test_a_step_reads_the_same_slots_however_it_is_cut(parts, size):
+    worlds = [World(ALONE.device, rank, size) for rank in range(size)]
+    for step in (0, 3):
+        slots = [
+            batch.slots
+            for world in worlds
+            for batches in feed(parts, world).steps(step, step + 1, 0)
+            for batch in batches
+        ]
+        assert torch.cat(slots).sort().values.tolist() == list(range(step * 8, step * 8 + 8))
+        assert {len(s) for s in slots} == {8 // parts // size}
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    with pytest.raises(ConfigError, match=r"batch_size 8 must be a multiple of 6.*3 times 2"):
+        feed(3, World(ALONE.device, 0, 2))
+
+
+def test_data_workers_read_the_same_rows():
+    alone, helped = ([b for s in feed(2).steps(1, 4, n) for b in s] for n in (0, 2))
+    for one, other in zip(alone, helped, strict=True):
+        assert_close(one.tokens, other.tokens)
+        assert_close(one.slots, other.slots)
+
+
+# --- a whole run ---
+
+
+@pytest.fixture(scope="module")
+def finished(words, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "out"
+    run = small_run(
+        words,
+        output,
+        train={"max_steps": 60, "warmup_steps": 5, "save_steps": 20, "learning_rate": 0.02},
+        evaluate={"eval_steps": 20},
+        samples={"sample_steps": 30, "prompts": ["the cat", "a"], "num_steps": 4, "length": 8},
+        log={"logging_steps": 10, "report_to": ["png", "tensorboard"]},
+    )
+    return run, run_all(run)
+
+
+def test_a_run_tells_what_happens_in_order(finished):
+    _, events = finished
+    assert [type(event) for event in events[:2]] == [Started, Stepped]
+    assert [event.step for event in of_kind(events, Stepped)] == list(range(1, 61))
+    assert [event.step for event in of_kind(events, Evaluated)] == [20, 40, 60]
+    assert [event.step for event in of_kind(events, Sampled)] == [30, 60]
+    assert [event.step for event in of_kind(events, Saved)] == [20, 40, 60]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].best == min(event.bound for event in of_kind(events, Evaluated))
+    assert not events[-1].stopped_early
+
+
+def test_a_run_learns(finished):
+    _, events = finished
+    bounds = [event.bound for event in of_kind(events, Evaluated)]
+    losses = [event.loss for event in of_kind(events, Stepped)]
+    assert losses[0] == pytest.approx(np.log(279), abs=0.1)  # 280 tokens, the mask never
+    assert bounds[-1] < bounds[0] - 0.5
+    assert np.mean(losses[-10:]) < losses[0] - 1.5
+
+
+def test_a_run_leaves_a_model_that_writes(finished):
+    run, _ = finished
+    lm = DiffusionLM.from_pretrained(run.output)
+    assert len(lm.generate("the", length=5, num_steps=2, seed=0).tokens[0]) <= 5
+    assert lm.model.config.objective == "masked"
+    assert lm.options.canvas == 32
+    modes = {(run.output / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
+def test_only_the_newest_checkpoints_stay_and_each_is_a_model(finished):
+    run, _ = finished
+    names = sorted(path.name for path in (run.output / "checkpoints").iterdir())
+    assert names == ["step-00000040", "step-00000060"]
+    DiffusionLM.from_pretrained(run.output / "checkpoints" / names[0])
+
+
+def test_metrics_are_the_same_in_json_and_csv(finished):
+    run, events = finished
+    lines = (run.output / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    with (run.output / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [{k: float(v) for k, v in row.items() if v} for row in table] == records
+    assert [r["step"] for r in records if "loss" in r] == [10, 20, 30, 40, 50, 60]
+    assert [r["step"] for r in records if "eval_bound" in r] == [20, 40, 60]
+    told = of_kind(events, Stepped)
+    assert records[0]["loss"] == pytest.approx(
+        sum(e.loss for e in told[:10]) / 10, rel=0.02
+    )  # rows of equal counts but for the last of a pass
+    assert told[-1].tokens == records[-2]["tokens"] > 59 * 8 * 32
+
+
+def test_pictures_event_files_samples_and_settings_are_written(finished):
+    run, events = finished
+    assert (run.output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run.output / "tensorboard").iterdir())
+    samples = [json.loads(s) for s in (run.output / "samples.jsonl").read_text().splitlines()]
+    assert [tuple(s["texts"]) for s in samples] == [e.texts for e in of_kind(events, Sampled)]
+    assert all(text.startswith("the cat") for text in (s["texts"][0] for s in samples))
+    assert load_run(run.output / "run.yaml") == run
+
+
+def test_the_saved_run_can_be_run_again(finished, tmp_path):
+    run, events = finished
+    again = run_all(load_run(run.output / "run.yaml", [f"output={tmp_path / 'again'}"]))
+    assert [e.loss for e in of_kind(again, Stepped)] == [e.loss for e in of_kind(events, Stepped)]
+    for name, value in load_file(run.output / "model.safetensors").items():
+        assert_close(load_file(tmp_path / "again/model.safetensors")[name], value, rtol=0, atol=0)
+
+
+def test_the_held_out_bound_does_not_depend_on_batches(words, tmp_path):
+    bounds = [
+        of_kind(
+            run_all(
+                small_run(
+                    words,
+                    tmp_path / str(size),
+                    train={"max_steps": 1, "warmup_steps": 0},
+                    evaluate={"batch_size": size},
+                )
+            ),
+            Evaluated,
+        )[0]
+        for size in (1, 5, 64)
+    ]
+    for other in bounds[1:]:
+        assert other.bound == pytest.approx(bounds[0].bound, rel=1e-6)
+        assert other.accuracy == bounds[0].accuracy
+
+
+def test_training_stops_when_it_no_longer_gets_better(words, tmp_path):
+    run = small_run(
+        words,
+        tmp_path / "out",
+        train={"learning_rate": 1e-30, "adam_learning_rate": 1e-30},
+        evaluate={"eval_steps": 2, "early_stopping_patience": 2},
+    )
+    events = run_all(run)
+    assert [event.best for event in of_kind(events, Evaluated)] == [True, False, False]
+    assert events[-1].stopped_early
+    assert events[-1].step == 6
+    assert run_all(run)[-1].step == 6  # and it stays finished
+
+
+def test_the_model_of_a_run_is_the_best_and_not_the_last(words, tmp_path):
+    run = small_run(
+        words,
+        tmp_path / "out",
+        train={
+            "max_steps": 30,
+            "lr_scheduler_type": "constant",
+            "learning_rate": 0.5,
+            "adam_learning_rate": 0.5,
+        },
+        evaluate={"eval_steps": 1, "early_stopping_patience": 3},
+    )
+    events = run_all(run)
+    assert events[-1].stopped_early
+    model = load_file(run.output / "model.safetensors")
+    last = load_file(of_kind(events, Saved)[-1].path / "model.safetensors")
+    assert any(not torch.equal(model[name], last[name]) for name in model)
+    best = min(of_kind(events, Evaluated), key=lambda event: event.bound)
+    again = run_all(
+        small_run(
+            words,
+            tmp_path / "best",
+            "model.num_hidden_layers=null",
+            model={"hidden_size": None, "num_attention_heads": None, "init_from": run.output},
+            train={
+                "max_steps": 1,
+                "warmup_steps": 0,
+                "learning_rate": 1e-30,
+                "adam_learning_rate": 1e-30,
+            },
+        )
+    )
+    assert of_kind(again, Evaluated)[0].bound == pytest.approx(best.bound, rel=1e-6)
+
+
+def test_averaged_weights_are_what_is_measured_and_kept(words, tmp_path):
+    run = small_run(words, tmp_path / "out", train={"ema_decay": 0.9})
+    saved = of_kind(run_all(run), Saved)[-1].path
+    model, training = (
+        load_file(saved / "model.safetensors"),
+        load_file(saved / "training.safetensors"),
+    )
+    assert any(not torch.equal(value, training[f"weight.{name}"]) for name, value in model.items())
+    plain = small_run(words, tmp_path / "plain")
+    last = of_kind(run_all(plain), Saved)[-1].path
+    for name, value in load_file(last / "model.safetensors").items():
+        assert_close(training[f"weight.{name}"], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective.name=next_token"],
+        ["objective.name=bound"],
+        ["corruption.name=uniform", "objective.name=bound"],
+        ["corruption.name=hybrid", "objective.name=bound", "corruption.uniform_share=0.3"],
+        ["objective.weight={name: clipped, limit: 2}", "objective.selection=bernoulli"],
+        ["objective.complementary=true", "objective.times=stratified"],
+        ["corruption.schedule=cosine_mask", "model.time_conditioned=true", "model.dropout=0.1"],
+        ["data.layout=padded", "objective.times=independent"],
+        ["train.gradient_checkpointing=true", "train.precision=bf16"],
+        ["train.optimizer=adamw", "train.lr_scheduler_type=wsd", "train.weight_decay=0.1"],
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_run_trains_and_loads(words, tmp_path, overrides):
+    run = small_run(words, tmp_path / "out", "train.max_steps=4", *overrides)
+    events = run_all(run)
+    assert events[-1].step == 4
+    assert 0 < events[-1].best < 20
+    DiffusionLM.from_pretrained(run.output)
+
+
+def test_recomputed_activations_give_the_same_run(words, tmp_path):
+    losses = [
+        [e.loss for e in of_kind(run_all(small_run(words, tmp_path / word, *extra)), Stepped)]
+        for word, extra in (("kept", ()), ("again", ("train.gradient_checkpointing=true",)))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_data_smaller_than_a_batch_are_read_over_and_over(tmp_path):
+    data = prepare_words(tmp_path / "few")
+    run = small_run(data, tmp_path / "out", "data.length=2048", "train.max_steps=3")
+    events = run_all(run)
+    assert events[0].num_rows < 8
+    assert events[-1].step == 3
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["objective.weight=clippd"],
+            r"objective.weight: unknown name 'clippd'; did you mean clip",
+        ),
+        (
+            ["objective.weight={name: clipped, limt: 3}"],
+            r"'objective.weight.limt'; did you mean li",
+        ),
+        (["objective.weight={name: bound, limit: 3}"], r"limit'; 'bound' has no options"),
+        (["objective.weight={name: clipped, limit: big}"], r"must be a number, got 'big'"),
+        (["objective.weight={name: clipped, limit: -1}"], r"weight limit must be positive, got -1"),
+        (["corruption.schedule=liner"], r"corruption.schedule: unknown name 'liner'; did you mean"),
+        (["corruption.schedule={name: power, exponnt: 2}"], r"exponnt'; did you mean exponent"),
+        (
+            ["corruption.name=uniform"],
+            r"objective.name=masked needs corruption.name=masked, got uni",
+        ),
+        (["corruption.gamma=1"], r"corruption 'masked'.*gamma"),
+        (["objective.name=bound", "objective.weight=bound"], r"objective.weight is for .*=masked"),
+        (["objective.name=next_token", "objective.complementary=true"], r"complementary is for"),
+        (["model.size=smal"], r"unknown model size 'smal'; did you mean small"),
+        (["model.hidden_size=15"], r"hidden_size 15 must be an even multiple"),
+        (["model.attention=ful"], r"unknown attention pattern 'ful'"),
+        (["train.device=gpu"], r"cannot use device 'gpu'.*train.device=cpu"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(words, tmp_path, overrides, message):
+    with pytest.raises(SfumatoError, match=message):
+        run_all(small_run(words, tmp_path / "out", *overrides))
+
+
+def test_data_without_held_out_text_are_refused(tmp_path):
+    from sfumato.data.text import prepare
+
+    (tmp_path / "x.txt").write_text("one small text " * 40)
+    prepare(tmp_path / "x.txt", tmp_path / "x", vocab_size=270, validation=0.0, workers=1)
+    with pytest.raises(DataError, match=r"'validation'.* is empty"):
+        run_all(small_run(tmp_path / "x", tmp_path / "out"))
+    assert (
+        run_all(small_run(tmp_path / "x", tmp_path / "out2", "evaluate.eval_steps=0"))[-1].best
+        is None
+    )
+
+
+def test_two_runs_in_one_folder_are_refused(words, tmp_path):
+    first = train(small_run(words, tmp_path / "out"))
+    next(first)
+    with pytest.raises(
+        TrainingError, match=rf"out is in use by another run \(process {os.getpid()}"
+    ):
+        next(train(small_run(words, tmp_path / "out")))
+    first.close()
+    next(train(small_run(words, tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.size=tiny"], r"leave out the other keys of model"),
+        (["data.length=64"], r"has 32 positions, fewer than data.length 64; set data.length=32"),
+    ],
+)
+def test_a_start_from_a_model_that_does_not_fit_is_refused(
+    finished,
+    tmp_path,
+    words,
+    overrides,
+    message,
+):
+    keys = {"output": tmp_path, "data": {"folder": words, "length": 32}}
+    run = load_run({**keys, "model": {"init_from": finished[0].output}}, overrides)
+    with pytest.raises(ConfigError, match=message):
+        run_all(run)
+
+
+def test_a_start_from_a_model_of_another_tokenizer_is_refused(finished, tmp_path):
+    other = prepare_words(tmp_path / "other", vocab_size=270)
+    keys = {"output": tmp_path / "out", "data": {"folder": other, "length": 32}}
+    with pytest.raises(DataError, match="prepared with tokenizer"):
+        run_all(load_run({**keys, "model": {"init_from": finished[0].output}}))
+
+
+def test_a_launcher_that_wants_to_shard_by_itself_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"ACCELERATE_USE_FSDP.*train.parallel=shard"), joined():
+        pass
+
+
+def test_the_device_of_a_machine_is_found():
+    assert find_device("auto").type in ("cpu", "cuda", "mps", "xpu")
+    assert find_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_missing_extra_is_named(words, tmp_path):
+    with pytest.raises(MissingExtra, match=r"log.report_to=wandb needs .*sfumato\[wandb\]"):
+        run_all(small_run(words, tmp_path / "out", "log.report_to=wandb"))
