@@ -51,7 +51,7 @@ def denoise(
     *,
     filters: Sequence[Filter] = (),
 ) -> Iterator[Canvas]:
-    """Yield the canvas after every step, until nothing is noisy; till t = 0 if the rule `reopens`.
+    """Yield the canvas after every step until nothing is noisy; with a `reopens` rule, until t = 0.
 
     The network runs only over rows, and its head only at positions, that the step wants; where it
     wants none, it does not run at all. Filters that `sharpens` touch what is drawn, not what the

@@ -90,6 +90,16 @@ class Likelihood:
             sum(part.predicted for part in parts),
         )
 
+    def grouped(self, owner: Tensor) -> "Likelihood":
+        """Rows that make up one text as one; owner [B] numbers the texts from 0."""
+        count = int(owner.max()) + 1
+
+        def total(values: Tensor) -> Tensor:
+            return values.new_zeros(count).index_add_(0, owner, values)
+
+        noise = total(self.noise.square()).sqrt()
+        return replace(self, nats=total(self.nats), noise=noise, tokens=total(self.tokens))
+
     @property
     def per_token(self) -> Estimate:
         """Nats per trainable token; its error is over rows and includes their noise."""

@@ -9,7 +9,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ from torch import Tensor
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import encode, load_tokenizer, save_tokenizer, special_ids
 from sfumato.denoisers import Full, autoregressive
-from sfumato.errors import CheckpointError, ConfigError
+from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.generate import blank, generate
 from sfumato.models import FAMILIES
+from sfumato.models.attend import HIDDEN
 from sfumato.options import GenerationOptions, read_generation_config, write_generation_config
+from sfumato.pages import Generation, Page, Task, left_padded, template
 from sfumato.rng import Rng
-from sfumato.types import Canvas, Filter
+from sfumato.types import Batch, Filter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,43 +34,7 @@ if TYPE_CHECKING:
     from sfumato.likelihood import Estimate
 
 SHIPPED = Path(__file__).parent / "shipped" / "stories"  # the model that comes with the package
-GAP = "____"  # four or more underscores in a template are a gap to fill
-
-
-@dataclass(frozen=True)
-class Page:
-    """The state of generation after one step."""
-
-    step: int  # from 1; 0 is the blank page
-    canvas: Canvas
-    decided: Tensor  # [B, L] the step that decided each position; 0 given, -1 still noisy
-    given: Tensor  # [B, P] text before the canvas that every row sees
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What came out, one entry a row."""
-
-    texts: tuple[str, ...]  # the new text; with infilling, all of it
-    prompts: tuple[str, ...]
-    tokens: tuple[tuple[int, ...], ...]  # of `texts`
-    num_steps: int  # steps taken
-    tokens_per_step: float  # new positions decided a step, mean over rows
-    seed: int
-
-    @property
-    def full_texts(self) -> tuple[str, ...]:
-        """Prompt and new text of every row."""
-        return tuple(p + t for p, t in zip(self.prompts, self.texts, strict=True))
-
-    @property
-    def text(self) -> str:
-        """Prompt and new text of the first row."""
-        return self.full_texts[0]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return asdict(self)
+GAP = "____"  # four or more underscores in a text are a gap to fill
 
 
 class DiffusionLM:
@@ -180,19 +146,17 @@ class DiffusionLM:
 
     def infill(
         self,
-        template: str | Sequence[str],
+        text: str | Sequence[str],
         *,
         gap_length: int = 16,
         num_samples: int = 1,
         **changes: Any,
     ) -> Generation:
-        """Fill the gaps (`____`) of a template; the text around them stays as it is, byte by byte.
+        """Fill the gaps (`____`) of a text; what is around them stays as it is, byte by byte.
 
         Every gap gets `gap_length` tokens.
         """
-        task = self.start_infill(
-            template, gap_length=gap_length, num_samples=num_samples, **changes
-        )
+        task = self.start_infill(text, gap_length=gap_length, num_samples=num_samples, **changes)
         return self.finish(task, _last(self.run(task)))
 
     def texts(self, page: Page) -> tuple[str, ...]:
@@ -215,14 +179,49 @@ class DiffusionLM:
     def score(
         self, text: str | Sequence[str], *, num_samples: int = 32, seed: int = 0
     ) -> "list[Estimate]":
-        """The bound on -log p of each text, in nats per token, with its standard error.
+        """Nats per token of each text: the bound on -log p, from `num_samples` random maskings.
 
-        `num_samples` random maskings a text; see `sfumato.likelihood` for other estimators.
+        The error of each is that of the sampling. An autoregressive model's is exact.
+        `sfumato.likelihood` has other estimators.
         """
-        from sfumato.likelihood import score_texts
+        from sfumato.likelihood import Likelihood, bound, left_to_right
 
         texts = [text] if isinstance(text, str) else list(text)
-        return score_texts(self, texts, num_samples=num_samples, seed=seed)
+        if not texts or not all(texts):
+            raise DataError("nothing to score: every text needs at least one character")
+        batch, text_at, owner = self.rows(texts)
+        with _inference(self.model):
+            if self.model.config.objective == "next_token":
+                rows: Likelihood = left_to_right(self.denoiser, batch)
+            else:
+                rng = Rng.from_seed(seed, device=self.device)
+                rows = bound(self.denoiser, self.corruption, batch, rng, samples=num_samples)
+        return replace(rows, tokens=text_at.sum(1)).grouped(owner).per_row
+
+    def rows(self, texts: Sequence[str]) -> tuple[Batch, Tensor, Tensor]:
+        """Texts laid out as in training, where they are [B, L], and whose each row is [B].
+
+        bos, tokens, eos; a text longer than the canvas goes on in further rows. The rest of a row
+        counts only where the model has learnt how texts end.
+        """
+        canvas = self.options.canvas or self.model.config.max_position_embeddings
+        rows, owner = [], []
+        for number, ids in enumerate(encode(self.tokenizer, list(texts))):
+            whole = [*self._opening(ids), self.special.eos]
+            for start in range(0, len(whole), canvas):
+                rows.append(whole[start : start + canvas])
+                owner.append(number)
+        padded = self.options.layout == "padded"
+        width = canvas if padded else max(map(len, rows))
+        tokens, text = template(rows, width, self.special.filler)
+        batch = Batch(
+            tokens,
+            torch.ones_like(text) if padded else text,
+            torch.zeros_like(tokens) if padded else torch.where(text, 0, HIDDEN),
+            torch.arange(len(rows)),
+        )
+        moved = Batch(*(getattr(batch, f.name).to(self.device) for f in fields(batch)))
+        return moved, text.to(self.device), torch.tensor(owner, device=self.device)
 
     # --- how a request becomes a canvas, and a canvas text ---
 
@@ -241,7 +240,7 @@ class DiffusionLM:
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
-    ) -> "Task":
+    ) -> Task:
         """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         if num_samples < 1:
             raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
@@ -263,21 +262,21 @@ class DiffusionLM:
                 f"{options.length or 1} more are wanted; shorten the prompt or the length"
             )
         if options.length is None:
-            template, fixed = self._template(given, canvas)
+            start, fixed = template(given, canvas, self.special.mask)
             left = hidden = None
         else:
-            template, fixed = self._template([[] for _ in given], options.length)
-            left, hidden = self._left(given)
-        return self._task(options, prompts, template, fixed, filters, left=left, hidden=hidden)
+            start, fixed = template([[] for _ in given], options.length, self.special.mask)
+            left, hidden = left_padded(given, self.special.filler)
+        return self._task(options, prompts, start, fixed, filters, left=left, hidden=hidden)
 
     def start_infill(
         self,
-        template: str | Sequence[str],
+        text: str | Sequence[str],
         *,
         gap_length: int = 16,
         num_samples: int = 1,
         **changes: Any,
-    ) -> "Task":
+    ) -> Task:
         """The same for `infill`."""
         if gap_length < 1:
             raise ConfigError(f"gap_length must be at least 1, got {gap_length}")
@@ -286,80 +285,61 @@ class DiffusionLM:
         options = self._changed(changes)
         if options.length is not None and "length" in changes:
             raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
-        templates = [template] if isinstance(template, str) else list(template)
-        rows: list[list[int]] = []
-        for text in templates:
-            pieces = re.split("_{4,}", text)
-            if len(pieces) == 1:
-                raise ConfigError(f"no gap in the template: mark it with {GAP}")
-            ids = encode(self.tokenizer, pieces)
-            row = self._opening(ids[0])
-            for piece in ids[1:]:
-                row = row + [-1] * gap_length + piece
-            rows.append(row)
-        rows = [row for row in rows for _ in range(num_samples)]
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [self._gapped(one, gap_length) for one in texts for _ in range(num_samples)]
         longest, canvas = max(map(len, rows)), options.canvas or 0
-        if longest + 1 > canvas:
+        if longest > canvas:
             raise ConfigError(
-                f"the template has {longest} tokens with its gaps, more than the canvas of "
-                f"{canvas}; shorten it or use a smaller gap_length"
+                f"the text has {longest} tokens with its gaps, more than the canvas of {canvas}; "
+                "shorten it or use a smaller gap_length"
             )
-        width = canvas if options.layout == "padded" else longest + 1
-        filled, fixed = self._template(rows, width)
-        fixed = filled >= 0
-        rest = torch.arange(width, device=self.device)[None] >= torch.tensor(
-            [[len(row)] for row in rows], device=self.device
-        )
-        filled = torch.where(rest, self.special.filler, filled)
-        ends = torch.tensor([[len(row)] for row in rows], device=self.device)
-        filled = filled.scatter(1, ends, self.special.eos)
-        fixed = fixed | rest
-        prompts = [""] * len(rows)
+        padded = options.layout == "padded"
+        if not padded and min(map(len, rows)) < longest:
+            raise ConfigError(
+                "this model has no padding, so texts of one call must have equally many tokens; "
+                "fill them one by one"
+            )
+        tokens, _ = template(rows, canvas if padded else longest, self.special.filler)
         # a gap never ends the text: what follows it is given
-        task = self._task(options, prompts, filled.clamp_min(0), fixed, (), never=self.special.all)
+        task = self._task(
+            options, [""] * len(rows), tokens, tokens >= 0, (), never=self.special.all
+        )
         return replace(task, whole=True)
+
+    def _gapped(self, text: str, gap_length: int) -> list[int]:
+        """Tokens of a text with its end, -1 in the gaps."""
+        first, *others = encode(self.tokenizer, re.split("_{4,}", text))
+        if not others:
+            raise ConfigError(f"no gap in the text: mark it with {GAP}")
+        row = self._opening(first)
+        for ids in others:
+            row = row + [-1] * gap_length + ids
+        return [*row, self.special.eos]
 
     def _opening(self, ids: list[int]) -> list[int]:
         """A text starts with bos where the tokenizer has one."""
         return ids if self.special.bos is None else [self.special.bos, *ids]
 
-    def _template(self, rows: list[list[int]], width: int) -> tuple[Tensor, Tensor]:
-        tokens = torch.full((len(rows), width), self.special.mask, dtype=torch.int64)
-        fixed = torch.zeros((len(rows), width), dtype=torch.bool)
-        for number, ids in enumerate(rows):
-            tokens[number, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-            fixed[number, : len(ids)] = True
-        return tokens.to(self.device), fixed.to(self.device)
-
-    def _left(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        width = max(map(len, rows))
-        tokens = torch.full((len(rows), width), self.special.filler, dtype=torch.int64)
-        hidden = torch.ones((len(rows), width), dtype=torch.bool)
-        for number, ids in enumerate(rows):
-            if ids:
-                tokens[number, width - len(ids) :] = torch.tensor(ids, dtype=torch.int64)
-                hidden[number, width - len(ids) :] = False
-        return tokens.to(self.device), hidden.to(self.device)
-
     def _task(
         self,
         options: GenerationOptions,
         prompts: list[str],
-        template: Tensor,
+        tokens: Tensor,
         fixed: Tensor,
         filters: Sequence[Filter],
         *,
         never: tuple[int, ...] | None = None,
         left: Tensor | None = None,
         hidden: Tensor | None = None,
-    ) -> "Task":
+    ) -> Task:
         seed = secrets.randbits(31) if options.seed is None else options.seed
         rng = Rng.from_seed(seed, len(prompts), device=self.device)
         ends = (self.special.eos, self.special.pad)
         if never is None:  # a text may end, and must contain no other special token
             never = tuple(i for i in self.special.all if i not in ends)
         extra = range(len(self.tokenizer), self.model.config.vocab_size)  # rows without a token
-        canvas = blank(self.corruption, template, fixed, rng.fold(0))
+        tokens, fixed = tokens.to(self.device), fixed.to(self.device)
+        canvas = blank(self.corruption, tokens, fixed, rng.fold(0))
         return Task(
             options,
             tuple(prompts),
@@ -367,11 +347,11 @@ class DiffusionLM:
             rng.fold(1),
             seed,
             (*options.filters((*never, *extra)), *filters),
-            left,
-            hidden,
+            None if left is None else left.to(self.device),
+            None if hidden is None else hidden.to(self.device),
         )
 
-    def run(self, task: "Task") -> Iterator[Page]:
+    def run(self, task: Task) -> Iterator[Page]:
         denoiser = self.denoiser
         if task.left is not None and task.left.shape[1]:
             denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
@@ -398,7 +378,7 @@ class DiffusionLM:
                 page = Page(number, canvas, decided, given)
                 yield page
 
-    def finish(self, task: "Task", page: Page) -> Generation:
+    def finish(self, task: Task, page: Page) -> Generation:
         texts, tokens = [], []
         for row, fixed in zip(page.canvas.tokens, task.canvas.fixed, strict=True):
             start = 0 if task.whole or task.left is not None else int(fixed.sum())
@@ -423,26 +403,6 @@ class DiffusionLM:
         ends = [n for n, i in enumerate(ids) if i in (self.special.eos, self.special.pad)]
         ids = ids[: ends[0]] if ends else ids
         return tuple(ids), self.tokenizer.decode(ids, skip_special_tokens=False)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One request on its way from options to text."""
-
-    options: GenerationOptions
-    prompts: tuple[str, ...]
-    canvas: Canvas
-    rng: Rng
-    seed: int
-    filters: tuple[Filter, ...]
-    left: Tensor | None
-    hidden: Tensor | None
-    whole: bool = False  # the text is the whole canvas, as in infilling
-
-    @property
-    def num_steps(self) -> int:
-        """Steps that will be taken at most."""
-        return self.options.num_steps or self.canvas.tokens.shape[1]
 
 
 def _last(pages: Iterator[Page]) -> Page:
