@@ -5,11 +5,14 @@ text they show the network (`given`), not in what callers must know.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.models.attend import HIDDEN, Attend, Causal
+from sfumato.errors import ConfigError
+from sfumato.models.attend import HIDDEN, Attend, BlockCausal, Causal
+from sfumato.models.transformer import KeyValues
 from sfumato.types import Integrand
 
 
@@ -99,7 +102,7 @@ class Full:
             where=torch.cat((torch.zeros_like(at), at), 1),
             attend=Shadow(),
         ).logits
-        return self._without_mask(logits)
+        return without_mask(logits, self.mask_id)
 
     def score(
         self,
@@ -176,11 +179,85 @@ class Full:
             where=where,
             attend=self.attend,
         )
-        return self._without_mask(out.logits)
+        return without_mask(out.logits, self.mask_id)
 
-    def _without_mask(self, logits: Tensor) -> Tensor:
-        never = torch.arange(logits.shape[-1], device=logits.device) == self.mask_id
-        return logits.float().masked_fill(never, -torch.inf)
+
+@dataclass(frozen=True)
+class Cached:
+    """Reads each piece of the text on the left once, and keeps its keys and values.
+
+    Exact only where text on the left does not see what follows, so for causal and block-causal
+    models. A value: `given` returns a new denoiser, and nothing leaks between requests.
+    """
+
+    model: nn.Module
+    mask_id: int
+    attend: Attend
+    shift: bool = False
+    past: KeyValues | None = None
+    last: Tensor | None = None  # [B, 1] the token before the next one
+
+    def __post_init__(self):
+        if self.attend.allowed(torch.zeros(1, 1), torch.ones(1, 1)) is None:
+            raise ConfigError(
+                "a cache needs a causal or block-causal model: in this one, text on the left sees "
+                "what follows it; use denoisers.Full"
+            )
+
+    def given(
+        self,
+        left: Tensor | None = None,
+        right: Tensor | None = None,
+        left_hidden: Tensor | None = None,
+    ) -> "Cached":
+        """Also seeing `left` [B, P] before the tokens; only the first may be padded on its left."""
+        if right is not None and right.shape[1]:
+            raise ConfigError(
+                "cached text cannot see what is on the right; decode with lookahead=False"
+            )
+        if left is None or not left.shape[1]:
+            return self
+        if isinstance(self.attend, BlockCausal) and left.shape[1] % self.attend.size:
+            raise ConfigError(
+                f"{left.shape[1]} tokens on the left are not a multiple of the block size "
+                f"{self.attend.size}, so their last block is not finished and cannot be cached"
+            )
+        segments = None
+        if left_hidden is not None and bool(left_hidden.any()):
+            segments = torch.zeros_like(left).masked_fill(left_hidden, HIDDEN)
+        new = self._network(left, None, segments, torch.zeros_like(left, dtype=torch.bool))
+        new = new.key_values
+        past = new if self.past is None else self.past.extend(new)
+        return replace(self, past=past, last=left[:, -1:])
+
+    def __call__(
+        self,
+        tokens: Tensor,  # [B, L]
+        t: Tensor,  # [B]
+        where: Tensor | None = None,  # [B, L] bool
+        *,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, L, V] or [N, V]."""
+        return without_mask(self._network(tokens, t, segments, where).logits, self.mask_id)
+
+    def _network(
+        self, tokens: Tensor, t: Tensor | None, segments: Tensor | None, where: Tensor | None
+    ) -> Any:
+        if self.shift:
+            first = torch.full_like(tokens[:, :1], self.mask_id) if self.last is None else self.last
+            tokens = torch.cat((first, tokens[:, :-1]), 1)
+        if t is None:
+            t = torch.zeros(len(tokens), device=tokens.device)
+        return self.model(
+            tokens, t=t, segments=segments, where=where, attend=self.attend, past=self.past
+        )
+
+
+def without_mask(logits: Tensor, mask_id: int) -> Tensor:
+    """float32 logits in which the mask token has probability 0."""
+    never = torch.arange(logits.shape[-1], device=logits.device) == mask_id
+    return logits.float().masked_fill(never, -torch.inf)
 
 
 def autoregressive(model: nn.Module, mask_id: int) -> Full:

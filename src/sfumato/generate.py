@@ -107,10 +107,13 @@ def generate(
         )
     if not bool(canvas.noisy.any()):
         yield canvas
+    decided = (~canvas.noisy).all(0).long().cumprod(0).sum()  # columns that are given in every row
+    lead = int(decided) // size * size
+    if lead:
+        denoiser = denoiser.given(left=canvas.tokens[:, :lead])
     for number, start in enumerate(starts):
         part = _columns(canvas, start, min(start + size, length))
-        if not bool(part.noisy.any()):
-            denoiser = denoiser.given(left=part.tokens)
+        if start < lead:
             continue
         after = canvas.tokens[:, start + size :]
         around = denoiser.given(right=after) if lookahead and after.shape[1] else denoiser
