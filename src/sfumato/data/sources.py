@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple, cast
 from sfumato.errors import ConfigError, DataError, near
 
 PIECE = 2**15  # characters; a longer document comes in several pieces
-BLOCK = 2**20  # bytes read at a time
+BLOCK = 2**16  # bytes read at a time; with much larger ones the heap fragments and grows
 END_OF_TEXT = "<|endoftext|>"  # what the .txt files of many data sets put between documents
 
 
