@@ -18,15 +18,15 @@ from torch import Tensor
 
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import encode, load_tokenizer, save_tokenizer, special_ids
-from sfumato.denoisers import Full, autoregressive
+from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.generate import blank, generate
 from sfumato.models import FAMILIES
-from sfumato.models.attend import HIDDEN
+from sfumato.models.attend import HIDDEN, Causal
 from sfumato.options import GenerationOptions, read_generation_config, write_generation_config
 from sfumato.pages import Generation, Page, Task, left_padded, template
 from sfumato.rng import Rng
-from sfumato.types import Batch, Filter
+from sfumato.types import Batch, Denoiser, Filter, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,7 +57,7 @@ class DiffusionLM:
             )
         self.corruption = corruption_from(config.corruption, config.vocab_size, self.special.mask)
         self.options = options or GenerationOptions()
-        if config.objective == "next_token":
+        if self.autoregressive:
             self.denoiser = autoregressive(model, self.special.mask)
         else:
             self.denoiser = Full(model, self.special.mask)
@@ -119,6 +119,11 @@ class DiffusionLM:
         write_generation_config(
             folder, self.options, **{k: v for k, v in ids.items() if v is not None}
         )
+
+    @property
+    def autoregressive(self) -> bool:
+        """The model was trained on next tokens: it writes them one by one, left to right."""
+        return self.model.config.objective == "next_token"
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +196,7 @@ class DiffusionLM:
             raise DataError("nothing to score: every text needs at least one character")
         batch, text_at, owner = self.rows(texts)
         with _inference(self.model):
-            if self.model.config.objective == "next_token":
+            if self.autoregressive:
                 rows: Likelihood = left_to_right(self.denoiser, batch)
             else:
                 rng = Rng.from_seed(seed, device=self.device)
@@ -224,6 +229,16 @@ class DiffusionLM:
         return moved, text.to(self.device), torch.tensor(owner, device=self.device)
 
     # --- how a request becomes a canvas, and a canvas text ---
+
+    def _rule(self, options: GenerationOptions) -> Step:
+        if not self.autoregressive:
+            return options.rule(self.corruption)
+        if options.step not in ("left_to_right", GenerationOptions.step) or options.block:
+            raise ConfigError(
+                f"an autoregressive model writes one token after another: step '{options.step}' "
+                f"with block {options.block} is not for it; leave both out"
+            )
+        return replace(options, step="left_to_right").rule(self.corruption)
 
     def _changed(self, changes: dict[str, Any]) -> GenerationOptions:
         options = self.options.with_changes(**changes)
@@ -352,10 +367,13 @@ class DiffusionLM:
         )
 
     def run(self, task: Task) -> Iterator[Page]:
-        denoiser = self.denoiser
+        """Write a task, page after page."""
+        denoiser: Denoiser = self.denoiser
+        if self.autoregressive:
+            denoiser = Cached(self.model, self.special.mask, Causal(), shift=True)
         if task.left is not None and task.left.shape[1]:
             denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
-        step = task.options.rule(self.corruption)
+        step = self._rule(task.options)
         given = task.canvas.tokens[:, :0] if task.left is None else task.left
         decided = torch.where(task.canvas.fixed, 0, -1)
         page = Page(0, task.canvas, decided, given)
@@ -366,9 +384,9 @@ class DiffusionLM:
                 task.canvas,
                 step,
                 task.rng,
-                num_steps=task.options.num_steps,
-                block=task.options.block,
-                lookahead=task.options.lookahead,
+                num_steps=None if self.autoregressive else task.options.num_steps,
+                block=1 if self.autoregressive else task.options.block,
+                lookahead=task.options.lookahead and not self.autoregressive,
                 filters=task.filters,
             )
             for number, canvas in enumerate(pages, 1):
