@@ -195,7 +195,7 @@ def forward_law(corruption: Corruption, t: float) -> Tensor:
     return k.alpha * torch.eye(corruption.vocab_size, dtype=torch.float64) + noise
 
 
-def exact_bound(world: World, corruption: Corruption, denoiser: Tabular | None = None) -> float:
+def exact_bound(world: World, corruption: Corruption, denoiser: Callable | None = None) -> float:
     """The bound on the mean -log p of the strings, nats: every string, every noising, all times."""
     denoiser = denoiser or world.denoiser(corruption)
     length = world.length

@@ -70,21 +70,23 @@ def _posterior(corruption: Corruption, p0: Tensor, xt: Tensor, t: Tensor, s: Ten
     """p(x_s | x_t) = q(x_t | x_s) sum over x_0 of q(x_s | x_0) p0 / q(x_t | x_0), s < t.
 
     p0 [..., V] = p(x_0 | x_t); t, s shaped like xt. Austin et al. (arXiv 2107.03006), eq. 3-4.
+    At s = 0 everything is clean, also where a clipped schedule would stop short of that.
     """
     mask_id, vocab = corruption.mask_id, corruption.vocab_size
-    now, then = corruption.kernel(t), corruption.kernel(s)
-    onehot = torch.nn.functional.one_hot(xt, vocab).to(p0.dtype)
+    now, then = corruption.kernel(t.double()), corruption.kernel(s.double())
+    alpha_s = torch.where(s <= 0, 1.0, then.alpha)
+    mask_s, spread_s = torch.where(s <= 0, 0.0, then.mask), torch.where(s <= 0, 0.0, then.spread)
+    onehot = torch.nn.functional.one_hot(xt, vocab).double()
     noise_now = _noise_at(xt, now.mask, now.spread, mask_id, vocab)[..., None]
-    noise_then = _noise_vector(p0, then.mask, then.spread, mask_id)
+    noise_then = _noise_vector(onehot, mask_s, spread_s, mask_id)
     forward = now.alpha[..., None] * onehot + noise_now  # q(x_t | x_0) over x_0
-    ratio = (now.alpha / then.alpha)[..., None]
+    ratio = (now.alpha / alpha_s)[..., None]
     jump = ratio * onehot + (noise_now - ratio * noise_then.gather(-1, xt[..., None]))
-    # a revealed token under masking: q is 0 for every other x_0, and so is their weight
-    weight = torch.where(forward > 0, p0 / forward.clamp_min(1e-300), torch.zeros_like(p0))
+    weight = torch.where(forward > 0, p0 / forward.clamp_min(1e-300), 0.0)
     law = jump.clamp_min(0) * (
-        then.alpha[..., None] * weight + noise_then * weight.sum(-1, keepdim=True)
+        alpha_s[..., None] * weight + noise_then * weight.sum(-1, keepdim=True)
     )
-    return law / law.sum(-1, keepdim=True)
+    return (law / law.sum(-1, keepdim=True)).to(p0.dtype)
 
 
 def _bound(corruption: Corruption, logp: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
@@ -93,23 +95,28 @@ def _bound(corruption: Corruption, logp: Tensor, x0: Tensor, xt: Tensor, t: Tens
     Relative entropy of the true reverse jump rates from the modelled ones (Campbell et al., arXiv
     2205.14987; with x_0 mixed over the model's posterior, as in GIDD, arXiv 2503.04482):
     rate into x_t times the sum over y != x_t of  model_y - true_y + true_y log(true_y / model_y).
+    Both reverse rates are multiplied, and the rate into x_t is divided, by the noise at x_t: what
+    depends on t is then of order 1, and float32 does for the sums over the vocabulary.
     """
-    mask_id, vocab = corruption.mask_id, corruption.vocab_size
-    k = corruption.kernel(t)
+    mask_id, vocab, dtype = corruption.mask_id, corruption.vocab_size, logp.dtype
+    k = corruption.kernel(t.double())
     noise_xt = _noise_at(xt, k.mask, k.spread, mask_id, vocab)
     dnoise_xt = _noise_at(xt, k.dmask, k.dspread, mask_id, vocab)
-    rate = dnoise_xt - k.dalpha / k.alpha * noise_xt  # forward rate of jumping into x_t
-    noise = _noise_vector(logp, k.mask, k.spread, mask_id)
-    onehot_t = torch.nn.functional.one_hot(xt, vocab).to(logp.dtype)
-    forward = k.alpha[..., None] * onehot_t + noise_xt[..., None]  # q(x_t | x_0) over x_0
-    weight = torch.where(forward > 0, logp.exp() / forward.clamp_min(1e-300), 0.0)
-    model = k.alpha[..., None] * weight + noise * weight.sum(-1, keepdim=True)
-    onehot_0 = torch.nn.functional.one_hot(x0, vocab).to(logp.dtype)
-    true = (k.alpha[..., None] * onehot_0 + noise) / forward.gather(-1, x0[..., None])
-    log_ratio = true.clamp_min(1e-300).log() - model.clamp_min(1e-300).log()
-    terms = model - true + true * log_ratio
-    terms = terms.masked_fill(onehot_t.bool(), 0.0)
-    return (rate * terms.sum(-1)).clamp_min(0)  # rounding can leave -1e-9
+    possible = noise_xt > 0  # otherwise x_t is x_0, and nothing is to be learnt from it
+    rate = torch.where(possible, dnoise_xt / noise_xt - k.dalpha / k.alpha, 0.0)
+    share = noise_xt / (k.alpha + noise_xt)  # of noise in q(x_t | x_0 = x_t)
+    noise = _noise_vector(logp, k.mask.to(dtype), k.spread.to(dtype), mask_id)
+    alpha, same = k.alpha[..., None].to(dtype), (x0 == xt)[..., None]
+    logp_xt = logp.gather(-1, xt[..., None])
+    # x_0 is not x_t, or it is and x_t is noise all the same
+    rest = -torch.expm1(logp_xt) + logp_xt.exp() * share[..., None].to(dtype)
+    model = alpha * logp.exp() + noise * rest
+    true = noise * torch.where(same, share[..., None].to(dtype), 1.0)
+    true = true.scatter_add(-1, x0[..., None], torch.where(same, 0.0, alpha))
+    tiny = torch.finfo(dtype).tiny
+    terms = model - true + true * (true.clamp_min(tiny).log() - model.clamp_min(tiny).log())
+    total = terms.scatter(-1, xt[..., None], 0.0).sum(-1)
+    return (rate.to(dtype) * total).clamp_min(0)  # rounding can leave -1e-9
 
 
 def _any_other(corruption: Corruption, u: Tensor) -> Tensor:
@@ -160,9 +167,11 @@ class Masked:
 
     def bound(self, logp: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """-alpha' / (1 - alpha) times the cross-entropy at masked positions (MDLM, eq. 11)."""
-        weight = -self.schedule.dalpha(t) / (1 - self.schedule.alpha(t))
+        k = self.kernel(t.double())
+        noisy = (xt == self.mask_id) & (k.mask > 0)
+        weight = torch.where(noisy, k.dmask / k.mask, 0.0)
         nll = -logp.gather(-1, x0[..., None])[..., 0]
-        return torch.where(xt == self.mask_id, weight * nll, torch.zeros_like(nll))
+        return torch.where(noisy, weight.to(nll.dtype) * nll, 0.0)
 
 
 @dataclass(frozen=True)
@@ -217,13 +226,15 @@ class Hybrid:
             raise ConfigError(f"gamma must be positive, got {self.gamma}; use 1")
 
     def kernel(self, t: Tensor) -> Kernel:
-        p, dp = 1 - self.schedule.alpha(t), -self.schedule.dalpha(t)
+        clean, dp = self.schedule.alpha(t), -self.schedule.dalpha(t)
+        p = 1 - clean
         scale = 2**self.gamma * self.uniform_share / (1 - self.uniform_share)
-        both = (p * (1 - p)).clamp_min(1e-12)  # keeps dc finite at the ends
-        c = scale * both ** (self.gamma / 2) * (p * (1 - p) > 0)
-        dc = scale * self.gamma / 2 * both ** (self.gamma / 2 - 1) * (1 - 2 * p) * dp
+        both = p * clean
+        c = scale * both ** (self.gamma / 2)
+        steep = both.clamp_min(torch.finfo(both.dtype).tiny)  # keeps dc finite at the ends
+        dc = scale * self.gamma / 2 * steep ** (self.gamma / 2 - 1) * (1 - 2 * p) * dp
         total = 1 + c
-        alpha, mask, spread = (1 - p) / total, p / total, c / total
+        alpha, mask, spread = clean / total, p / total, c / total
         return Kernel(
             alpha,
             mask,
@@ -263,7 +274,7 @@ def corruption_from(spec: Mapping[str, Any], vocab_size: int, mask_id: int) -> C
     if name not in CORRUPTIONS:
         raise ConfigError(f"unknown corruption '{name}'{near(str(name), CORRUPTIONS)}")
     wanted = options.pop("schedule", "linear")
-    wanted = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
+    wanted: dict[str, Any] = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
     chosen = schedule(wanted.pop("name", "linear"), **wanted)
     try:
         return CORRUPTIONS[name](vocab_size, mask_id, schedule=chosen, **options)

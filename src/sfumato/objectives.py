@@ -253,7 +253,7 @@ class Bound:
             logp = logits.index_fill(
                 -1, torch.tensor([corruption.mask_id], device=logits.device), -torch.inf
             ).log_softmax(-1)
-            nll = corruption.bound(logp, targets[part], seen[part], times[part].float())
+            nll = corruption.bound(logp, targets[part], seen[part], times[part])
             return nll, logp.argmax(-1) == targets[part]
 
         value, nll, correct = denoiser.score(

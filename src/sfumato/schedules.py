@@ -7,7 +7,7 @@ under names that say which. `SCHEDULES` maps every name a paper or a run file ma
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Schedule(Protocol):
         ...
 
     def time(self, alpha: Tensor) -> Tensor:
-        """The t at which alpha is reached: the inverse of alpha."""
+        """The t at which alpha is reached, the inverse of alpha; the nearer end if it never is."""
         ...
 
 
@@ -41,8 +41,8 @@ class Schedule(Protocol):
 class Linear:
     """alpha = 1 - t: LLaDA, RADD, and MDLM's log-linear noise without its cut."""
 
-    low: ClassVar[float] = 0.0
-    high: ClassVar[float] = 1.0
+    low = 0.0
+    high = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -51,15 +51,15 @@ class Linear:
         return -torch.ones_like(t)
 
     def time(self, alpha: Tensor) -> Tensor:
-        return 1 - alpha
+        return (1 - alpha).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class CosineMask:
     """Mask rate 1 - cos(pi t / 2), so alpha = cos(pi t / 2): MDLM's CosineNoise."""
 
-    low: ClassVar[float] = 0.0
-    high: ClassVar[float] = 1.0
+    low = 0.0
+    high = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sin(math.pi / 2 * (1 - t))  # exactly 0 at t = 1, which cos is not
@@ -68,15 +68,15 @@ class CosineMask:
         return -math.pi / 2 * torch.sin(math.pi / 2 * t)
 
     def time(self, alpha: Tensor) -> Tensor:
-        return 1 - torch.asin(alpha) * 2 / math.pi
+        return 1 - torch.asin(alpha.clamp(0, 1)) * 2 / math.pi
 
 
 @dataclass(frozen=True)
 class CosineAlpha:
     """alpha = 1 - cos(pi (1 - t) / 2): MD4, Duo."""
 
-    low: ClassVar[float] = 0.0
-    high: ClassVar[float] = 1.0
+    low = 0.0
+    high = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
         return 2 * torch.sin(math.pi / 4 * (1 - t)) ** 2  # 1 - cos without cancellation near t = 1
@@ -85,7 +85,7 @@ class CosineAlpha:
         return -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
 
     def time(self, alpha: Tensor) -> Tensor:
-        return 1 - torch.asin((alpha / 2).sqrt()) * 4 / math.pi
+        return 1 - torch.asin((alpha.clamp(0, 1) / 2).sqrt()) * 4 / math.pi
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LogLinear:
     """alpha = 1 - (1 - eps) t: MDLM's log-linear noise; a share eps is still clean at t = 1."""
 
     eps: float = 1e-3
-    low: ClassVar[float] = 0.0
+    low = 0.0
 
     def __post_init__(self):
         if not 0 <= self.eps < 1:
@@ -110,7 +110,7 @@ class LogLinear:
         return torch.full_like(t, -self.high)
 
     def time(self, alpha: Tensor) -> Tensor:
-        return (1 - alpha) / self.high
+        return ((1 - alpha) / self.high).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class Power:
     """alpha = 1 - t ** exponent."""
 
     exponent: float = 2.0
-    low: ClassVar[float] = 0.0
-    high: ClassVar[float] = 1.0
+    low = 0.0
+    high = 1.0
 
     def __post_init__(self):
         if not self.exponent > 0:
@@ -132,7 +132,7 @@ class Power:
         return -self.exponent * t ** (self.exponent - 1)
 
     def time(self, alpha: Tensor) -> Tensor:
-        return (1 - alpha) ** (1 / self.exponent)
+        return (1 - alpha).clamp(0, 1) ** (1 / self.exponent)
 
 
 @dataclass(frozen=True)

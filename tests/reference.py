@@ -1,0 +1,84 @@
+"""Slow, dense, obviously right: what fast code is compared with. Written apart from it, in numpy
+float64 and loops, from the papers' equations."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class Dense:
+    """q(x_t | x_0) = alpha [x_t = x_0] + noise[x_t], for numbers alpha(t) and vectors noise(t).
+
+    `alpha` and `noise` are functions of one time; derivatives are taken numerically.
+    """
+
+    def __init__(self, alpha, noise):
+        self.alpha, self.noise = alpha, noise
+
+    def posterior(self, p0: Array, xt: int, t: float, s: float) -> Array:
+        """p(x_s | x_t) from p(x_0 | x_t): sum over x_0 of Bayes' rule (arXiv 2107.03006, eq. 3)."""
+        size = len(p0)
+        law = np.zeros(size)
+        step = self.alpha(t) / self.alpha(s)
+        for x0 in range(size):
+            if p0[x0] == 0:
+                continue
+            for xs in range(size):
+                into = step * (xs == xt) + self.noise(t)[xt] - step * self.noise(s)[xt]
+                out = self.alpha(s) * (xs == x0) + self.noise(s)[xs]
+                law[xs] += p0[x0] * into * out / self.forward(x0, xt, t)
+        return law
+
+    def forward(self, x0: int, xt: int, t: float) -> float:
+        return self.alpha(t) * (xt == x0) + self.noise(t)[xt]
+
+    def bound(self, p0: Array, x0: int, xt: int, t: float) -> float:
+        """Rate into x_t times sum over y of  model - true + true log(true / model)."""
+        h = 1e-6
+        dalpha = (self.alpha(t + h) - self.alpha(t - h)) / (2 * h)
+        dnoise = (self.noise(t + h) - self.noise(t - h)) / (2 * h)
+        rate = dnoise[xt] - dalpha / self.alpha(t) * self.noise(t)[xt]
+        total = 0.0
+        for y in range(len(p0)):
+            if y == xt:
+                continue
+            true = self.forward(x0, y, t) / self.forward(x0, xt, t)
+            model = sum(
+                p0[x] * self.forward(x, y, t) / self.forward(x, xt, t)
+                for x in range(len(p0))
+                if p0[x] > 0
+            )
+            total += model - true
+            if true > 0:
+                total += true * np.log(true / model)
+        return rate * total
+
+
+def attention(q: Array, k: Array, v: Array, seen: NDArray[np.bool_]) -> Array:
+    """softmax(q k / sqrt(E)) v over the keys that are seen; q, k, v [L, E], seen [L, L]."""
+    out = np.zeros_like(v)
+    for i in range(len(q)):
+        scores = np.array([q[i] @ k[j] / np.sqrt(len(q[i])) for j in range(len(k))])
+        weights = np.where(seen[i], np.exp(scores - scores[seen[i]].max()), 0.0)
+        out[i] = weights @ v / weights.sum()
+    return out
+
+
+def exact_k_loss(logits: Array, tokens, noisy, trainable) -> float:
+    """Nats per trainable token, row by row, token by token: n / k at each of k masked tokens."""
+    total = 0.0
+    for row in range(len(tokens)):
+        n, k = int(trainable[row].sum()), int(noisy[row].sum())
+        for place in range(len(tokens[row])):
+            if noisy[row, place]:
+                scores = logits[row, place]
+                top = scores.max()
+                logp = scores[tokens[row, place]] - top - np.log(np.exp(scores - top).sum())
+                total -= n / k * logp
+    return total / int(trainable.sum())
+
+
+def even_split(count: int, steps: int) -> list[int]:
+    """LLaDA's get_num_transfer_tokens: how many of `count` positions each step decides."""
+    return [count // steps + (number < count % steps) for number in range(steps)]
