@@ -1,0 +1,69 @@
+"""Two processes on gloo learn what one learns, with whole weights in each or a part in each."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from small_runs import of_kind, prepare_words, small_run
+from torch.testing import assert_close
+
+from sfumato.train import train
+from sfumato.train.events import Evaluated, Saved, Stepped
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    """Runs of one process beside those of two; see two_processes.py."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = prepare_words(folder / "words")
+    options = {"ema_decay": 0.5, "save_steps": 5}
+    events = list(train(small_run(words, folder / "alone", train=options)))
+    losses = [event.loss for event in of_kind(events, Stepped)]
+    begun = train(small_run(words, folder / "begun", train=options))
+    while not isinstance(next(begun), Saved):
+        pass
+    begun.close()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*launcher, HERE / "two_processes.py", words, folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
+        check=True,
+        timeout=240,
+    )
+    assert losses[0] > losses[-1]
+    assert len(of_kind(events, Evaluated)) == 2
+    return folder
+
+
+@pytest.mark.parametrize("name", ["replicate-1", "replicate-2", "shard-2", "begun"])
+def test_two_processes_learn_what_one_learns(outputs, name):
+    alone = load_file(outputs / "alone/checkpoints/step-00000010/training.safetensors")
+    together = load_file(outputs / name / "checkpoints/step-00000010/training.safetensors")
+    assert together.keys() == alone.keys()
+    for key, value in alone.items():
+        # sums of float32 in another order, then ten steps of Muon
+        assert_close(together[key], value, rtol=2e-3, atol=5e-4, msg=f"{key} of {name}")
+
+
+@pytest.mark.parametrize("name", ["replicate-1", "replicate-2", "shard-2", "begun"])
+def test_two_processes_log_what_one_logs(outputs, name):
+    alone, together = (
+        (outputs / run / "metrics.csv").read_text().splitlines() for run in ("alone", name)
+    )
+    assert len(alone) == len(together) == 13
+    for one, other in zip(alone[1:], together[1:], strict=True):
+        found, wanted = (
+            [float(x) if x else -1.0 for x in (*line.split(",")[:7], *line.split(",")[9:])]
+            for line in (other, one)
+        )
+        assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_run_that_failed_in_two_processes_keeps_its_checkpoint(outputs):
+    checkpoints = outputs / "poisoned/checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000005"]
