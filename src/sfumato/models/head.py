@@ -4,6 +4,7 @@ The head of a small model costs more memory than all the rest: [N, V] floats, se
 Here it runs in chunks of positions, and each chunk's gradient is made at once, in the same pass.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,13 +13,26 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.types import Integrand
 
-CHUNK = 1024  # positions; 1024 x 8192 float32 logits are 32 MB
+CHUNK = 512  # positions at most; 512 x 8192 float32 logits are 16 MB
 
 
 class Scored(NamedTuple):
     value: Tensor  # scalar, sum of weights * nll: backpropagate this
     nll: Tensor  # [N] nats, no gradient
-    correct: Tensor  # [N] bool, the clean token is the most likely one
+    correct: Tensor  # [N] bool, no token is likelier than the clean one
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """The dtype in which matrices are multiplied: what autocast asks for, or that of `like`."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
+def chunks(count: int) -> Iterator[slice]:
+    """0..count in parts of equal size; a small last one would cost nearly as much as a full one."""
+    number = -(-count // CHUNK)
+    for i in range(number):
+        yield slice(count * i // number, count * (i + 1) // number)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -33,18 +47,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         correct = torch.empty(count, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if need else None
-        for start in range(0, count, CHUNK):
-            part = slice(start, min(start + CHUNK, count))
+        for part in chunks(count):
             logits = (hidden[part] @ weight.T).float()
             if excluded:
                 logits[:, list(excluded)] = -torch.inf
+            # A softmax that overwrites the logits: passes over them are what the head costs.
             wanted = targets[part, None]
-            correct[part] = logits.argmax(-1) == wanted[:, 0]
-            logp = logits.log_softmax(-1)
-            nll[part] = -logp.gather(-1, wanted)[:, 0]
+            top, chosen = logits.amax(-1, keepdim=True), logits.gather(-1, wanted)
+            correct[part] = (chosen == top)[:, 0]
+            odds = logits.sub_(top).exp_()
+            total = odds.sum(-1, keepdim=True)
+            nll[part] = (total.log() + top - chosen)[:, 0]
             if need:
                 scale = weights[part, None].float()
-                grad = logp.exp_().mul_(scale)
+                grad = odds.mul_(scale / total)
                 grad.scatter_add_(-1, wanted, -scale)
                 grad = grad.to(compute)
                 grad_hidden[part] = grad @ weight
@@ -74,8 +90,7 @@ def score_integrand(
     """Any integrand of the logits, in chunks whose logits are made again in the backward pass."""
     value = hidden.new_zeros((), dtype=torch.float32)
     nlls, corrects = [], []
-    for start in range(0, len(hidden), CHUNK):
-        part = slice(start, min(start + CHUNK, len(hidden)))
+    for part in chunks(len(hidden)):
 
         def piece(h: Tensor, part: slice = part) -> tuple[Tensor, Tensor]:
             return integrand(head(h).float(), part)
@@ -95,8 +110,7 @@ def score_hidden(
     excluded: tuple[int, ...] = (),
 ) -> Scored:
     """Cross-entropy of softmax(hidden @ head.T) in chunks, in the dtype that autocast asks for."""
-    if torch.is_autocast_enabled(hidden.device.type):
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    hidden = hidden.to(compute_dtype(hidden))
     if not torch.is_grad_enabled():
         head = head.detach()  # a parameter asks for its gradient even then
     with torch.autocast(hidden.device.type, enabled=False):

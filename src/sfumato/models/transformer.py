@@ -8,7 +8,9 @@ Shapes: B rows, L positions, D width, H heads, E head width, V vocabulary, P cac
 N positions at which an output is wanted.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +29,7 @@ from sfumato.models.attend import (
     positions_from,
     row_positions,
 )
-from sfumato.models.head import score_hidden, score_integrand
+from sfumato.models.head import compute_dtype, score_hidden, score_integrand
 from sfumato.types import Integrand
 
 # name -> width, layers, heads: the six sizes of the "diffusion-llm" project, with its 4x MLP turned
@@ -40,6 +42,8 @@ SIZES = {
     "xlarge": (768, 12, 12),
     "xxlarge": (1024, 16, 16),
 }
+
+WRITTEN_OUT = 512  # most keys for which attention holds all its scores
 
 
 class TransformerConfig(PreTrainedConfig):
@@ -160,6 +164,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Scaled dot product attention of [B, H, L, E].
+
+    Written out where gradients are wanted on a CPU: torch's own backward takes twice as long there,
+    and its saving of memory matters for long rows only.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or k.shape[2] > WRITTEN_OUT:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
 class Attention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -171,8 +189,8 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(self.width, config.rms_norm_eps)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, L, D] -> queries, keys, values, each [B, H, L, E]."""
-        batch, length, _ = x.shape
+        """[B * L, D] -> queries, keys, values, each [B, H, L, E]."""
+        batch, _, length, _ = cos.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.width).unbind(2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         q = rotate(self.query_norm(q), cos, sin).to(v.dtype)
@@ -199,28 +217,48 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
         self.dropout = config.dropout
+        self.compiled = False  # in training
 
-    def forward(
+    def mix(
         self,
-        x: Tensor,  # [B, L, D]
-        cos: Tensor,
+        x: Tensor,  # [B * L, D]
+        cos: Tensor,  # [B, 1, L, E / 2]
         sin: Tensor,
-        allowed: Tensor | None,
-        causal: bool = False,
+        bias: Tensor | None,  # [B, 1, L, P + L], 0 where seen and -inf elsewhere
         past: tuple[Tensor, Tensor] | None = None,
-        index: Tensor | None = None,  # [N] flat positions wanted; the last block computes no others
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What each position gathers from those it sees, [B * L, D]; the new keys and values."""
         q, k, v = self.attention.project(self.attention_norm(x), cos, sin)
         new = (k, v)
         if past is not None:
             k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
-        mixed = mixed.transpose(1, 2).flatten(2)
-        if index is not None:
-            mixed, x = mixed.flatten(0, 1)[index], x.flatten(0, 1)[index]
+        return attention(q, k, v, bias).transpose(1, 2).reshape(x.shape), new
+
+    def update(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Each position by itself, [N, D]."""
         x = x + F.dropout(self.attention.out(mixed), self.dropout, self.training)
-        x = x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
-        return x, new
+        return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+
+    def forward(
+        self,
+        x: Tensor,  # [B * L, D]
+        cos: Tensor,  # [B, 1, L, E / 2]
+        sin: Tensor,
+        bias: Tensor | None,  # [B, 1, L, P + L], 0 where seen and -inf elsewhere
+        past: tuple[Tensor, Tensor] | None = None,
+        index: Tensor | None = None,  # [N] positions wanted; the last block computes no others
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        mix, update = _compiled() if self.compiled and self.training else (Block.mix, Block.update)
+        mixed, new = mix(self, x, cos, sin, bias, past)
+        if index is not None:
+            x, mixed = x[index], mixed[index]
+        return update(self, x, mixed), new
+
+
+@functools.cache
+def _compiled() -> tuple[Callable, Callable]:
+    """`Block.mix` and `Block.update` compiled, for all blocks alike; rows of any number."""
+    return torch.compile(Block.mix), torch.compile(Block.update, dynamic=True)
 
 
 class TimeEmbedding(nn.Module):
@@ -235,7 +273,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         steps = torch.arange(self.half, device=t.device, dtype=torch.float32)
         angle = 1000 * t.float()[:, None] * torch.exp(-math.log(10000) / self.half * steps)
-        return self.down(F.silu(self.up(torch.cat((angle.sin(), angle.cos()), -1))))[:, None]
+        return self.down(F.silu(self.up(torch.cat((angle.sin(), angle.cos()), -1))))
 
 
 class DiffusionTransformer(PreTrainedModel):
@@ -314,12 +352,16 @@ class DiffusionTransformer(PreTrainedModel):
             if segments is None and key_segments is not None:
                 segments = key_segments[:, past.length :]
         allowed = attention_allowed(attend, positions, keys, segments, key_segments)
+        bias = None
+        if allowed is not None:
+            bias = torch.zeros_like(allowed, dtype=compute_dtype(self.embed.weight))
+            bias = bias.masked_fill(~allowed, -torch.inf)
         cos, sin = rotary(positions, self.blocks[0].attention.width, self.config.rope_theta)
-        x = self.embed(input_ids)
+        x = self.embed(input_ids.flatten())
         if self.time is not None:
             if t is None:
                 raise ConfigError("this model reads the time: pass t, [B] in [0, 1]")
-            x = x + self.time(t)
+            x = x + self.time(t).repeat_interleave(length, 0)
         index = None if where is None else where.flatten().nonzero()[:, 0]
         fresh = []
         for number, block in enumerate(self.blocks):
@@ -328,8 +370,7 @@ class DiffusionTransformer(PreTrainedModel):
                 x,
                 cos,
                 sin,
-                allowed,
-                False,
+                bias,
                 None if past is None else past.layers[number],
                 index if last else None,
             )
@@ -338,7 +379,9 @@ class DiffusionTransformer(PreTrainedModel):
             else:
                 x, new = block(*arguments)
             fresh.append(new)
-        return self.norm(x), KeyValues(tuple(fresh), positions, segments)
+        x = self.norm(x)
+        x = x if index is not None else x.view(batch, length, -1)
+        return x, KeyValues(tuple(fresh), positions, segments)
 
     def forward(
         self,
@@ -377,6 +420,15 @@ class DiffusionTransformer(PreTrainedModel):
         else:
             scored = score_integrand(hidden, self.head, weights, integrand)
         return DiffusionOutput(loss=scored.value, nll=scored.nll, correct=scored.correct)
+
+    def compile_blocks(self) -> None:
+        """Let torch.compile fuse the blocks' element-wise work in training; all share two graphs.
+
+        Costs tens of seconds at the first step (less when torch's cache is warm), and needs a C++
+        compiler on a CPU. Outside of training nothing changes.
+        """
+        for block in self.blocks:
+            block.compiled = True
 
     def num_weights(self) -> int:
         """Trainable numbers, tied ones once."""
