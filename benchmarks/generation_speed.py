@@ -17,6 +17,7 @@ cache computes; the lines of `llama` say what that costs.
 """
 
 import sys
+from itertools import islice
 from typing import Any
 
 from racing import Clock, Race, Shape, main, modernbert, parameters
@@ -170,6 +171,57 @@ def dlmserve(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     return {"parameters": parameters(model), "forwards": forwards.count, "masks_left": left}
 
 
+def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """This package's loop over its own network of the shape, in bfloat16."""
+    import torch
+
+    from sfumato.corruption import Masked
+    from sfumato.denoisers import Full
+    from sfumato.filters import Temperature
+    from sfumato.generate import blank, generate
+    from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
+    from sfumato.rng import Rng
+    from sfumato.schedules import Linear
+    from sfumato.steps import TopConfidence
+    from sfumato.types import Canvas
+
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.length,
+        mask_token_id=shape.mask_id,
+    )
+    model = DiffusionTransformer(config).to(torch.bfloat16).eval()
+    forwards = Forwards(model)
+    corruption = Masked(shape.vocab_size, shape.mask_id, Linear())
+    empty = torch.full((shape.batch, shape.length), shape.mask_id)
+    rng = Rng.from_seed(0, shape.batch)
+    canvas = blank(corruption, empty, torch.zeros_like(empty, dtype=torch.bool), rng)
+    rule, filters = TopConfidence(corruption.schedule), (Temperature(0),)
+
+    def write(limit: int) -> Canvas:
+        forwards.count = 0
+        page = canvas
+        pages = generate(
+            Full(model, shape.mask_id), canvas, rule, rng, num_steps=STEPS, filters=filters
+        )
+        for page in islice(pages, limit):
+            pass
+        return page
+
+    page = write(2)
+    clock.lap()
+    for _ in range(laps):
+        page = write(STEPS)
+        clock.lap()
+    left = int(page.tokens.eq(shape.mask_id).sum())
+    return {"parameters": parameters(model), "forwards": forwards.count, "masks_left": left}
+
+
 def make_race(batch: int) -> Race:
     contestants = {
         "plain": plain,
@@ -177,6 +229,7 @@ def make_race(batch: int) -> Race:
         "dlmserve": dlmserve,
         "llama": llama,
         "llama-bfloat16": llama_bfloat16,
+        "sfumato": sfumato,
     }
     return Race(
         title=f"Generation, {batch} x 256 tokens in {STEPS} steps",
