@@ -321,7 +321,8 @@ def _read_parquet(path: Path, source: Source) -> Iterator[Piece]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        # With a buffer a row group, which may be the whole file, is not loaded at once.
+        with pq.ParquetFile(path, buffer_size=2**20) as file:
             if source.field not in file.schema_arrow.names:
                 raise DataError(_no_field(str(path), source.field, file.schema_arrow.names))
             number = 0
