@@ -17,6 +17,7 @@ cache computes; the lines of `llama` say what that costs.
 """
 
 import sys
+from collections import deque
 from itertools import islice
 from typing import Any
 
@@ -205,13 +206,10 @@ def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
 
     def write(limit: int) -> Canvas:
         forwards.count = 0
-        page = canvas
         pages = generate(
             Full(model, shape.mask_id), canvas, rule, rng, num_steps=STEPS, filters=filters
         )
-        for page in islice(pages, limit):
-            pass
-        return page
+        return deque(islice(pages, limit), maxlen=1)[0]
 
     page = write(2)
     clock.lap()

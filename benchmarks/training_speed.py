@@ -157,7 +157,7 @@ def dantinox(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
 
 
 def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
-    """This package: its trainer with its defaults, on random words of a vocabulary of this size."""
+    """This package: its trainer, blocks compiled, on random words of a vocabulary of this size."""
     import random
 
     from sfumato.data import prepare
@@ -181,7 +181,12 @@ def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
                 "num_attention_heads": shape.heads,
                 "intermediate_size": shape.feed_forward,
             },
-            "train": {"batch_size": shape.batch, "max_steps": WARM_UP + laps, "warmup_steps": 2},
+            "train": {
+                "batch_size": shape.batch,
+                "max_steps": WARM_UP + laps,
+                "warmup_steps": 2,
+                "torch_compile": True,
+            },
             "evaluate": {"eval_steps": 0},
         }
     )
