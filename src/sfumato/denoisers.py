@@ -85,6 +85,10 @@ class Full:
         logits = self._network(joined, t, joined_segments, at)
         return logits if where is not None else logits.view(*tokens.shape, -1)
 
+    def autoregressive(self) -> "Full":
+        """The same network read causally: logits at i are about token i, given all before it."""
+        return replace(self, shift=True, attend=Causal())
+
     def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
         """Logits [N, V] at `where`, each as if its own position were masked: one wide forward."""
         joined, segments, at = self._join(tokens, None, where)
@@ -262,7 +266,7 @@ def without_mask(logits: Tensor, mask_id: int) -> Tensor:
 
 def autoregressive(model: nn.Module, mask_id: int) -> Full:
     """A causal network read as a denoiser: logits at i are about token i, given all before it."""
-    return Full(model, mask_id, shift=True, attend=Causal())
+    return Full(model, mask_id).autoregressive()
 
 
 def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from sfumato.corruption import Corruption
+from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
 from sfumato.rng import Rng
 from sfumato.schedules import Linear, Schedule
-from sfumato.types import Batch, Loss, Trainable
+from sfumato.types import Batch, Loss, Objective, Trainable
 
 # --- when: one number in (0, 1) a row, spread over the global batch ---
 
@@ -291,6 +292,25 @@ class NextToken:
         each = torch.zeros(where.shape, device=nll.device)
         each[where] = nll
         return _loss(value, each, where.sum(), correct)
+
+
+@dataclass(frozen=True)
+class CausalFirst:
+    """Next tokens in the slots before `until`, then another objective, with the same weights.
+
+    A masked model sits for long on a plateau where it predicts without context; a causal one leaves
+    it at once, and what its layers have learnt by then carries over (docs/log.md has the figures).
+    """
+
+    then: Objective
+    until: int  # slots
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        if int(batch.slots[0]) < self.until:
+            if not isinstance(denoiser, Full):
+                raise ConfigError("CausalFirst needs a network to read causally: a denoisers.Full")
+            return NextToken()(denoiser.autoregressive(), batch, rng)
+        return self.then(denoiser, batch, rng)
 
 
 def _loss(value: Tensor, nll: Tensor, count: Tensor, correct: Tensor) -> Loss:

@@ -16,6 +16,7 @@ from sfumato.objectives import (
     TIMES,
     WEIGHTS,
     Bound,
+    CausalFirst,
     ExactK,
     MaskedDiffusion,
     NextToken,
@@ -62,6 +63,15 @@ def build_corruption(run: Run, vocab_size: int, mask_id: int) -> Corruption:
 
 def build_objective(run: Run, corruption: Corruption) -> Objective:
     """What the run minimises."""
+    objective = _main_objective(run, corruption)
+    if not run.objective.next_token_steps:
+        return objective
+    if run.objective.name == "next_token":
+        raise ConfigError("objective.next_token_steps is for other objectives than next_token")
+    return CausalFirst(objective, run.objective.next_token_steps * run.train.batch_size)
+
+
+def _main_objective(run: Run, corruption: Corruption) -> Objective:
     options, schedule = run.objective, corruption.schedule
     if options.name != "masked":
         for key in ("selection", "weight", "complementary"):

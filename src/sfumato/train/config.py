@@ -95,6 +95,7 @@ class ObjectiveOptions(Section):
     selection: Choice | None = None  # masked's; none: exact_k
     weight: Choice | None = None  # masked's; none: bound
     complementary: bool = False  # masked's
+    next_token_steps: Steps = 0  # first steps that learn next tokens instead, with the same weights
 
 
 class TrainOptions(Section):

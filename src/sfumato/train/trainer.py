@@ -40,7 +40,7 @@ from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
 from sfumato.train.state import State
 from sfumato.train.step import Scored, Stepper, to_device
-from sfumato.train.world import World, fast_dtype, joined, layers
+from sfumato.train.world import World, fast_dtype, joined
 from sfumato.types import Batch
 
 EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
@@ -89,8 +89,7 @@ class Trainer:
         if run.train.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
         if run.train.torch_compile:
-            for layer in layers(self.model):
-                layer.compile()
+            self.model.compile_blocks()
         scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
         self.scored = world.spread(scored, run.train.parallel)
         fast = fast_dtype(world.device)

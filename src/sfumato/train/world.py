@@ -63,7 +63,7 @@ class World:
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The repeated parts of a network, which are sharded and compiled one by one."""
+    """The repeated parts of a network, which are sharded one by one."""
     kinds = model._no_split_modules or ()
     return [module for module in model.modules() if type(module).__name__ in kinds]
 
