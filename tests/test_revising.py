@@ -1,0 +1,220 @@
+import pytest
+import torch
+from worlds import MASK, World
+
+from sfumato.corruption import Masked
+from sfumato.errors import ConfigError
+from sfumato.generate import blank, denoise, even_times, generate
+from sfumato.revising import Cap, During, Plateau, Remasking, Rescale, Wino, loop
+from sfumato.rng import Rng
+from sfumato.schedules import CosineAlpha, CosineMask, Linear, Power
+from sfumato.steps import Ancestral
+from sfumato.testing import check_step
+from sfumato.types import Canvas
+
+WORLD = World.random()
+LINEAR = Linear()
+MASKED = Masked(4, MASK)
+
+
+def pages(step, *, rows=4000, num_steps=64, world=WORLD):
+    nothing = torch.zeros(rows, world.length, dtype=torch.bool)
+    rng = Rng.from_seed(0, rows)
+    canvas = blank(MASKED, nothing.long(), nothing, rng.fold(0))
+    denoiser = world.denoiser(MASKED)
+    return generate(denoiser, canvas, step, rng.fold(1), num_steps=num_steps)
+
+
+def last(step, **options) -> torch.Tensor:
+    *_, page = pages(step, **options)
+    return page.tokens
+
+
+RULES = [
+    Remasking(LINEAR, 4),
+    Remasking(CosineMask(), 4, Rescale(0.5)),
+    Remasking(CosineAlpha(), 4, Cap(0.2), by_confidence=True),
+    Remasking(LINEAR, 4, Cap(0.0)),
+    Remasking(LINEAR, 4, During(0.3, 0.8, 0.1)),
+    loop(LINEAR, 4),
+    loop(CosineMask(), 4, eta=0.1),
+    Wino(LINEAR, 4),
+    Wino(LINEAR, 4, draft=0.3, verify=0.99),
+]
+
+
+@pytest.mark.parametrize("step", RULES, ids=repr)
+def test_every_rule_keeps_the_contract(step):
+    check_step(step, Masked(5, 4), revises=True)
+
+
+@pytest.mark.parametrize("step", RULES, ids=repr)
+def test_a_rule_prints_as_it_is_made(step):
+    assert eval(repr(step)) == step
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, CosineMask(), CosineAlpha(), Power()], ids=repr)
+@pytest.mark.parametrize("rate", [Cap(0.05), Rescale(0.1)], ids=repr)
+def test_remasking_recovers_the_law(rate, schedule):
+    step = Remasking(schedule, MASK, rate)
+    assert step.exact
+    far = WORLD.distance(last(step, num_steps=128, rows=3000))
+    assert far < 1.5 * WORLD.noise_floor(3000) + 0.01
+
+
+def test_much_remasking_recovers_the_law_with_enough_steps():
+    """It goes on where all is decided: to stop there would keep what was drawn at once."""
+    step = Remasking(LINEAR, MASK, Rescale(0.5))
+    assert WORLD.distance(last(step, num_steps=400, rows=2000)) < 1.6 * WORLD.noise_floor(2000)
+
+
+def test_the_loop_recovers_the_law():
+    far = WORLD.distance(last(loop(LINEAR, MASK), num_steps=128, rows=3000))
+    assert far < 1.5 * WORLD.noise_floor(3000) + 0.01
+
+
+@pytest.mark.parametrize(
+    "step",
+    [Remasking(LINEAR, MASK, Cap(0.2), by_confidence=True), Wino(LINEAR, MASK, draft=0.3)],
+    ids=repr,
+)
+def test_a_rule_that_is_not_exact_misses_the_law(step):
+    assert not step.exact
+    assert WORLD.distance(last(step)) > 2 * WORLD.noise_floor(4000)
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, CosineMask()], ids=repr)
+def test_without_remasking_it_is_the_reverse_process(schedule):
+    """sigma = 0, bit for bit."""
+    one = pages(Remasking(schedule, MASK, Cap(0.0)), rows=50, num_steps=20)
+    other = pages(Ancestral(Masked(4, MASK, schedule)), rows=50, num_steps=20)
+    for page, wanted in zip(one, other, strict=False):
+        assert torch.equal(page.tokens, wanted.tokens)
+        assert torch.equal(page.noisy, wanted.noisy)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Remasking(LINEAR, MASK, Cap(0.1)),
+        Remasking(CosineMask(), MASK, Rescale(0.5)),
+        Remasking(CosineAlpha(), MASK, Cap(0.02)),
+        loop(LINEAR, MASK, eta=0.1),
+    ],
+    ids=repr,
+)
+def test_the_share_that_is_noisy_stays_that_of_the_process(step):
+    """What the chance of revealing is raised for: marginals do not change (ReMDM, theorem 3.1)."""
+    times = even_times(25)
+    for page, s in zip(pages(step, num_steps=25), times[1:], strict=True):
+        rate = 1 - float(step.schedule.alpha(s))
+        assert float(page.noisy.double().mean()) == pytest.approx(rate, abs=0.02)
+
+
+@pytest.mark.parametrize("step", RULES[:3] + RULES[4:7], ids=repr)
+def test_sigma_and_the_reveal_rate_are_lawful_and_keep_the_marginal(step):
+    t = torch.linspace(1, 0.01, 100, dtype=torch.float64)
+    s = torch.cat((t[1:], t[-1:] * 0))
+    sigma, reveal = step.law(t, s)
+    alpha_t, alpha_s = step.schedule.alpha(t), step.schedule.alpha(s)
+    assert bool(((sigma >= 0) & (sigma <= 1) & (reveal >= 0) & (reveal <= 1)).all())
+    torch.testing.assert_close((1 - sigma) * alpha_t + reveal * (1 - alpha_t), alpha_s)
+    assert float(sigma[-1]) == 0
+    assert float(reveal[-1]) == 1
+
+
+def test_rates_are_their_formulas():
+    limit = torch.tensor([0.0, 0.01, 0.5, 1.0])
+    t, s = torch.tensor([0.9, 0.6, 0.5, 0.04]), torch.tensor([0.8, 0.5, 0.4, 0.03])
+    torch.testing.assert_close(Cap(0.1)(limit, t, s), torch.tensor([0, 0.01, 0.1, 0.1]))
+    torch.testing.assert_close(Rescale(0.1)(limit, t, s), limit / 10)
+    during = During(0.1, t_on=0.55, t_off=0.05)(limit, t, s)
+    torch.testing.assert_close(during, torch.tensor([0, 0, 0.1, 0]))
+
+
+def test_what_was_decided_in_doubt_is_revised_first():
+    step = Remasking(LINEAR, MASK, Cap(0.2), by_confidence=True)
+    rows = 20000
+    noisy = torch.tensor([[False, False, True]]).expand(rows, 3)
+    known = torch.tensor([[0.9, 0.1, 1.0]]).expand(rows, 3)
+    canvas = Canvas(
+        torch.where(noisy, MASK, 0), noisy, torch.zeros_like(noisy), {"confidence": known}
+    )
+    t, s = torch.full((rows,), 0.6).double(), torch.full((rows,), 0.5).double()
+    rng = Rng.from_seed(0, rows)
+    where = step.wanted(canvas, t, s, rng)
+    logits = torch.zeros(int(where.sum()), 4)
+    new = step(canvas, where, logits, logits, t, s, rng)
+    share = new.noisy.double().mean(0)[:2]
+    wanted = 0.2 * 2 * (-known[0, :2]).softmax(0).double()
+    torch.testing.assert_close(share, wanted, rtol=0, atol=0.015)
+    assert torch.equal(new.memory["confidence"][~where], known[~where])
+
+
+# --- WINO ---
+
+
+def wino_step(step, canvas, laws, t=1.0, s=0.5):
+    where = step.wanted(canvas, torch.tensor([t]), torch.tensor([s]), Rng.from_seed(0))
+    logits = torch.nn.functional.pad(laws, (0, 1)).log()[where[0]]  # the mask token has none
+    times = (torch.tensor([x]).double() for x in (t, s))
+    return step(canvas, where, logits, logits, *times, Rng.from_seed(0))
+
+
+def test_wino_drafts_what_is_sure_and_takes_back_what_does_not_stand():
+    sure, doubt = [0.97, 0.01, 0.02], [0.4, 0.35, 0.25]
+    laws = torch.tensor([sure, [0.02, 0.97, 0.01], doubt, sure, doubt])
+    tokens = torch.tensor([[1, 1, MASK, MASK, MASK]])
+    canvas = Canvas(tokens, tokens == MASK, torch.zeros_like(tokens, dtype=torch.bool))
+    step = Wino(LINEAR, MASK, draft=0.35, verify=0.5)
+    new = wino_step(step, canvas, laws)
+    # three are newly decided; place 0 holds 1, whose chance is now .01; place 1 stands
+    assert new.noisy.tolist() == [[True, False, False, False, False]]
+    assert new.tokens[0, 0] == MASK
+
+
+def test_wino_takes_back_fewer_than_it_decides_so_it_ends():
+    laws = torch.tensor([[0.01, 0.99, 0.0]]).expand(6, 3)  # nothing that stands is believed
+    tokens = torch.tensor([[0, 0, 0, 0, MASK, MASK]])
+    canvas = Canvas(tokens, tokens == MASK, torch.zeros_like(tokens, dtype=torch.bool))
+    new = wino_step(Wino(LINEAR, MASK), canvas, laws)
+    assert int(new.noisy.sum()) == 1
+    done = denoise(
+        World.random(length=3).denoiser(MASKED),
+        Canvas(torch.full((9, 3), MASK), torch.ones(9, 3).bool(), torch.zeros(9, 3).bool()),
+        Wino(LINEAR, MASK, draft=0.01, verify=1.0),
+        even_times(500),
+        Rng.from_seed(0, 9),
+    )
+    counts = [int(page.noisy.sum(1).max()) for page in done]
+    assert counts[-1] == 0
+    assert len(counts) <= 3
+
+
+def test_wino_decides_at_most_the_share_it_may():
+    laws = torch.tensor([[0.99, 0.01, 0.0]]).expand(60, 3)
+    for length, most in ((4, 4), (6, 5), (20, 14), (60, 20)):
+        noisy = torch.ones(1, length, dtype=torch.bool)
+        canvas = Canvas(torch.full((1, length), MASK), noisy, ~noisy)
+        new = wino_step(Wino(LINEAR, MASK), canvas, laws[:length])
+        assert int((~new.noisy).sum()) == most
+
+
+# --- what users get wrong ---
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cap(-0.1), r"remasking eta must be in \[0, 1\], got -0.1"),
+        (lambda: Rescale(1.1), r"remasking eta must be in \[0, 1\], got 1.1"),
+        (lambda: During(2, 0.5, 0.1), r"remasking eta must be in \[0, 1\], got 2"),
+        (lambda: Plateau(LINEAR, 0.1, 0.5, 0.9), "the remasking loop needs 0 < t_off < t_on < 1"),
+        (lambda: loop(LINEAR, MASK, alpha_on=1.0), "0 < alpha_on < 1; got .* alpha_on 1.0"),
+        (lambda: Wino(LINEAR, MASK, draft=0), r"WINO needs draft in \(0, 1\]"),
+        (lambda: Wino(LINEAR, MASK, verify=1.5), "WINO needs .* got 0.6, 1.5"),
+    ],
+)
+def test_what_cannot_be_a_rule_is_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
