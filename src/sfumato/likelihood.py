@@ -224,7 +224,7 @@ class _StepOf:
         s, t = place / self.num_steps, (place + 1) / self.num_steps
         alpha = self.schedule.alpha(t)
         noisy = (rng.uniform(batch.tokens.shape[1]) >= alpha[:, None]) & batch.trainable
-        return Draw(noisy, 1 - alpha, self.num_steps * reveal_rate(self.schedule, t, s), t)
+        return Draw(noisy, self.num_steps * reveal_rate(self.schedule, t, s), t)
 
 
 @dataclass(frozen=True)

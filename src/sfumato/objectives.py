@@ -10,7 +10,7 @@ workers, ranks, accumulation or resumption.
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from sfumato.types import Batch, Loss, Objective, Trainable
 
 class Times(Protocol):
     def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
-        """[B] slots -> [B] float64 in (0, 1), each uniform by itself."""
+        """[B] slots -> [B] float64 in [0, 1), each uniform by itself."""
         ...
 
 
@@ -56,7 +56,9 @@ class Stratified:
 
     def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
         u = rng.fold(slots).uniform(1)[:, 0]
-        return (_strata(slots, self.global_batch) + u) / self.global_batch
+        turn = rng.fold(slots // self.global_batch).fold(0).uniform(1)[:, 0]
+        part = _strata(slots, self.global_batch) + (turn * self.global_batch).floor()
+        return (part + u) / self.global_batch % 1
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Systematic:
     global_batch: int
 
     def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
-        u = rng.fold(slots // self.global_batch).uniform(1)[:, 0]
-        return (_strata(slots, self.global_batch) + u) / self.global_batch
+        offset = rng.fold(slots // self.global_batch).uniform(1)[:, 0]
+        return (_strata(slots, self.global_batch) / self.global_batch + offset) % 1
 
 
 TIMES = {"independent": Independent, "stratified": Stratified, "systematic": Systematic}
@@ -77,7 +79,6 @@ TIMES = {"independent": Independent, "stratified": Stratified, "systematic": Sys
 
 class Draw(NamedTuple):
     noisy: Tensor  # [B, L] bool
-    rate: Tensor  # [B] share of tokens masked, or its expectation
     weight: Tensor  # [B] what the bound multiplies each masked token's cross-entropy by
     t: Tensor  # [B]
 
@@ -85,6 +86,15 @@ class Draw(NamedTuple):
 class Selection(Protocol):
     def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
         """u [B] in (0, 1) places each row in time; rng has one key a row."""
+        ...
+
+
+@runtime_checkable
+class PairedSelection(Selection, Protocol):
+    """A selection that also knows the weight of what it leaves out."""
+
+    def complement(self, batch: Batch, draw: Draw) -> Draw:
+        """The other trainable tokens masked instead, weighted for the same bound."""
         ...
 
 
@@ -109,10 +119,16 @@ class ExactK:
         k = torch.minimum((rate * n).floor().long() + 1, n)
         order = rng.uniform(batch.tokens.shape[1]).masked_fill(~batch.trainable, 2.0)
         kth = order.sort(1).values.gather(1, (k - 1).clamp_min(0)[:, None])
-        noisy = (order <= kth) & batch.trainable
-        share = k / n.clamp_min(1)
-        t = self.schedule.time(1 - share.double())
-        return Draw(noisy, share, 1 / share.clamp_min(1e-9), t)
+        return self._weighed(batch, (order <= kth) & batch.trainable)
+
+    def complement(self, batch: Batch, draw: Draw) -> Draw:
+        """k and n - k pair up, and n, whose complement would mask nothing, with itself."""
+        rest = batch.trainable & ~draw.noisy
+        return self._weighed(batch, torch.where(rest.any(1, keepdim=True), rest, draw.noisy))
+
+    def _weighed(self, batch: Batch, noisy: Tensor) -> Draw:
+        share = noisy.sum(1).double() / batch.trainable.sum(1).clamp_min(1)
+        return Draw(noisy, 1 / share.clamp_min(1e-9), self.schedule.time(1 - share))
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,13 @@ class Bernoulli:
     def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
         alpha = self.schedule.alpha(u)
         noisy = (rng.uniform(batch.tokens.shape[1]) >= alpha[:, None]) & batch.trainable
-        return Draw(noisy, 1 - alpha, -self.schedule.dalpha(u) / (1 - alpha), u)
+        return Draw(noisy, -self.schedule.dalpha(u) / (1 - alpha), u)
+
+    def complement(self, batch: Batch, draw: Draw) -> Draw:
+        """Masked at rate alpha, whose density along t is -alpha': weight -alpha' / alpha."""
+        alpha = self.schedule.alpha(draw.t)
+        weight = -self.schedule.dalpha(draw.t) / alpha
+        return Draw(batch.trainable & ~draw.noisy, weight, self.schedule.time(1 - alpha))
 
 
 SELECTIONS = {"exact_k": ExactK, "bernoulli": Bernoulli}
@@ -203,7 +225,7 @@ class MaskedDiffusion:
 
     MDLM (arXiv 2406.07524), MD4, RADD, LLaDA are choices of `times`, `selection` and `weight`.
     With `complementary`, each row is seen twice, the second time with the other positions masked,
-    so that every token is predicted once (Fast-dLLM v2, LLaDA2.0).
+    so that every token is predicted (Fast-dLLM v2, LLaDA2.0); `nll` has the rows twice, too.
     """
 
     mask_id: int
@@ -212,11 +234,20 @@ class MaskedDiffusion:
     weight: Weight = field(default_factory=BoundWeight)
     complementary: bool = False
 
+    def __post_init__(self):
+        if self.complementary and not isinstance(self.selection, PairedSelection):
+            raise ConfigError(
+                f"complementary needs a selection with a complement, as ExactK or Bernoulli; "
+                f"{type(self.selection).__name__} has none"
+            )
+
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         u = self.times(batch.slots, rng.fold(0))
         draw = self.selection(batch, u, rng.fold(1).fold(batch.slots))
-        if self.complementary:
-            batch, draw = _with_complement(batch, draw)
+        if isinstance(self.selection, PairedSelection) and self.complementary:
+            other = self.selection.complement(batch, draw)
+            batch = Batch(*(torch.cat((part, part)) for part in vars(batch).values()))
+            draw = Draw(*(torch.cat(pair) for pair in zip(draw, other, strict=True)))
         noisy = draw.noisy
         weights = self.weight(draw, batch).expand(noisy.shape)[noisy].float()
         value, nll, correct = denoiser.score(
@@ -317,31 +348,6 @@ def _loss(value: Tensor, nll: Tensor, count: Tensor, correct: Tensor) -> Loss:
     """Everything per trainable token; rows without one give 0."""
     corrupted = torch.tensor(correct.numel(), device=count.device)
     return Loss(value / count.clamp_min(1), nll, count, correct.sum(), corrupted)
-
-
-def _with_complement(batch: Batch, draw: Draw) -> tuple[Batch, Draw]:
-    """Each row twice, masked at S and at the rest.
-
-    The bound is the mean over k = 1..n; k and n - k pair up except k = n, whose complement masks
-    nothing, so that its row stands for both.
-    """
-    rest = batch.trainable & ~draw.noisy
-    n = batch.trainable.sum(1).clamp_min(1)
-    left = rest.sum(1)
-    double = torch.where(left == 0, 2.0, 1.0).to(draw.weight.dtype)
-    share = left / n
-    twice = Batch(
-        torch.cat((batch.tokens, batch.tokens)),
-        torch.cat((batch.trainable, batch.trainable)),
-        torch.cat((batch.segments, batch.segments)),
-        torch.cat((batch.slots, batch.slots)),
-    )
-    return twice, Draw(
-        torch.cat((draw.noisy, rest)),
-        torch.cat((draw.rate, share.to(draw.rate.dtype))),
-        torch.cat((draw.weight * double, (1 / share.clamp_min(1e-9)).to(draw.weight.dtype))),
-        torch.cat((draw.t, share.to(draw.t.dtype))),
-    )
 
 
 def _check_interval(low: float, high: float) -> None:

@@ -88,8 +88,9 @@ def score_integrand(
     integrand: Integrand,
 ) -> Scored:
     """Any integrand of the logits, in chunks whose logits are made again in the backward pass."""
-    value = hidden.new_zeros((), dtype=torch.float32)
-    nlls, corrects = [], []
+    value = hidden[:0].sum(dtype=torch.float32)  # 0, and part of the graph where nothing is scored
+    nlls = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    corrects = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
     for part in chunks(len(hidden)):
 
         def piece(h: Tensor, part: slice = part) -> tuple[Tensor, Tensor]:
@@ -97,9 +98,8 @@ def score_integrand(
 
         nll, correct = checkpoint(piece, hidden[part], use_reentrant=False)  # type: ignore[misc]
         value = value + (weights[part] * nll).sum()
-        nlls.append(nll.detach())
-        corrects.append(correct)
-    return Scored(value, torch.cat(nlls), torch.cat(corrects))
+        nlls[part], corrects[part] = nll.detach(), correct
+    return Scored(value, nlls, corrects)
 
 
 def score_hidden(
