@@ -63,7 +63,7 @@ def test_a_schedule_prints_as_it_is_made(each):
         (Power(3), lambda t: 1 - t**3),
         (Clipped(Linear(), 0.2, 0.7), lambda t: 1 - (0.2 + 0.5 * t)),
     ],
-    ids=repr,
+    ids=lambda value: repr(value) if not callable(value) else "formula",
 )
 def test_alpha_is_the_formula_of_the_paper(each, alpha):
     for t in (0.0, 0.1, 0.5, 0.9, 1.0):
