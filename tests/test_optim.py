@@ -34,16 +34,16 @@ def model() -> DiffusionTransformer:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(64, 64), (32, 96), (96, 32)], ids=str)
-def test_the_step_is_the_nearest_orthogonal_matrix_to_about_a_fifth(shape, dtype):
+def test_the_step_is_the_nearest_orthogonal_matrix_to_about_a_third(shape, dtype):
     torch.manual_seed(1)
     matrix = torch.randn(shape) @ torch.diag(torch.linspace(1, 0.1, shape[1]))
     found = orthogonal(matrix, dtype).float()
     values = torch.linalg.svdvals(found)
-    # a square random matrix has a few singular values below 0.003 of its norm
-    assert values.quantile(0.05) > 0.55
-    assert values.max() < 1.25
+    # a square random matrix has a few singular values below 0.002 of its norm
+    assert values.quantile(0.05) > 0.6
+    assert values.max() < 1.3
     likeness = torch.cosine_similarity(found.flatten(), polar(matrix).flatten(), 0)
-    assert likeness > 0.98
+    assert likeness > 0.97
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
