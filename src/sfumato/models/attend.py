@@ -89,10 +89,17 @@ def attention_allowed(
 
 
 def positions_from(segments: Tensor) -> Tensor:
-    """Positions [B, L] that count visible tokens from 0, so left padding shifts nothing."""
-    return ((segments != HIDDEN).long().cumsum(1) - 1).clamp_min(0)
+    """Positions [B, L] that count from 0 in every document, so packing and padding shift nothing.
+
+    Hidden ones are at -1: what follows a row of padding alone starts at 0, too.
+    """
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    place = row_positions(*segments.shape, segments.device)
+    counted = place - torch.where(starts, place, 0).cummax(1).values
+    return counted.masked_fill(segments == HIDDEN, -1)
 
 
-def row_positions(batch: int, start: int, length: int, device: torch.device) -> Tensor:
-    """Positions start..start+length-1 for every row, [B, L]."""
-    return torch.arange(start, start + length, device=device)[None].expand(batch, length)
+def row_positions(batch: int, length: int, device: torch.device) -> Tensor:
+    """Positions 0..length-1 for every row, [B, L]."""
+    return torch.arange(length, device=device)[None].expand(batch, length)

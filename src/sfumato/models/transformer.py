@@ -151,6 +151,13 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
+class ZeroLinear(nn.Linear):
+    """Starts at zero: what it adds to the residual stream begins as nothing.
+
+    A type of its own because transformers does not ask the modules around it to initialise it.
+    """
+
+
 def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin [B, 1, L, width / 2] of rotary positions (Su et al., arXiv 2104.09864)."""
     exponent = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
@@ -184,7 +191,7 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.width = config.hidden_size // self.heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.out = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
         self.query_norm = RMSNorm(self.width, config.rms_norm_eps)
         self.key_norm = RMSNorm(self.width, config.rms_norm_eps)
 
@@ -202,7 +209,7 @@ class Mlp(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down = ZeroLinear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -268,7 +275,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.half = size // 2
         self.up = nn.Linear(2 * self.half, size)
-        self.down = nn.Linear(size, size)
+        self.down = ZeroLinear(size, size)
 
     def forward(self, t: Tensor) -> Tensor:
         steps = torch.arange(self.half, device=t.device, dtype=torch.float32)
@@ -298,20 +305,16 @@ class DiffusionTransformer(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=module.in_features**-0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=0.02)
         if isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        if isinstance(module, Attention):
-            init.zeros_(module.out.weight)
-        if isinstance(module, Mlp):
-            init.zeros_(module.down.weight)
-        if isinstance(module, TimeEmbedding):
-            init.zeros_(module.down.weight)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed
@@ -444,10 +447,10 @@ def _positions(
 ) -> Tensor:
     if past is None:
         if segments is None:
-            return row_positions(batch, 0, length, device)
+            return row_positions(batch, length, device)
         return positions_from(segments)
-    last = past.positions.amax(1, keepdim=True) if past.length else -1
-    return last + 1 + row_positions(batch, 0, length, device)
+    last = past.positions[:, -1:] if past.length else -1
+    return last + 1 + row_positions(batch, length, device)
 
 
 def _join(
@@ -464,5 +467,5 @@ def _join(
     if before is None:
         before = torch.zeros((batch, past.length), dtype=torch.int64, device=device)
     if segments is None:
-        segments = before.amax(1, keepdim=True).clamp_min(0).expand(batch, length)
+        segments = before[:, -1:].clamp_min(0).expand(batch, length)
     return torch.cat((before, segments), 1)
