@@ -382,7 +382,7 @@ def test_every_kind_of_run_trains_and_loads(words, tmp_path, overrides):
     run = small_run(words, tmp_path / "out", "train.max_steps=4", *overrides)
     events = run_all(run)
     assert events[-1].step == 4
-    assert 0 < events[-1].best < 20
+    assert 0 < events[-1].best < 60  # uniform noise costs a new network ten times ln V
     DiffusionLM.from_pretrained(run.output)
 
 
