@@ -89,7 +89,7 @@ def test_a_cache_refuses_what_would_make_it_wrong():
     with pytest.raises(ConfigError, match="causal or block-causal model"):
         Cached(model, MASK, FullAttention())
     denoiser = Cached(model, MASK, BlockCausal(4))
-    with pytest.raises(ConfigError, match="not a multiple of the block size 4"):
+    with pytest.raises(ConfigError, match="not all multiples of the block size 4"):
         denoiser.given(left=torch.zeros(1, 6, dtype=torch.int64))
     with pytest.raises(ConfigError, match="lookahead=False"):
         denoiser.given(right=torch.zeros(1, 4, dtype=torch.int64))

@@ -233,14 +233,19 @@ class Cached:
             )
         if left is None or not left.shape[1]:
             return self
-        if isinstance(self.attend, BlockCausal) and left.shape[1] % self.attend.size:
+        if left_hidden is None:
+            left_hidden = torch.zeros_like(left, dtype=torch.bool)
+        visible = (~left_hidden).sum(1)
+        if isinstance(self.attend, BlockCausal) and bool((visible % self.attend.size).any()):
             raise ConfigError(
-                f"{left.shape[1]} tokens on the left are not a multiple of the block size "
-                f"{self.attend.size}, so their last block is not finished and cannot be cached"
+                f"{visible.tolist()} tokens on the left of the rows are not all multiples of the "
+                f"block size {self.attend.size}, so a last block is not finished and cannot be "
+                "cached; use denoisers.Full"
             )
         segments = None
-        if left_hidden is not None and bool(left_hidden.any()):
+        if bool(left_hidden.any()):
             segments = torch.zeros_like(left).masked_fill(left_hidden, HIDDEN)
+            left = left.masked_fill(left_hidden, self.mask_id)  # what a shifted text starts from
         new = self._network(left, None, segments, torch.zeros_like(left, dtype=torch.bool))
         new = new.key_values
         past = new if self.past is None else self.past.extend(new)
