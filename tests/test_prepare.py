@@ -144,13 +144,18 @@ def test_a_long_document_without_validation_is_one(tmp_path, tokenizer):
 
 
 def test_a_tokenizer_that_puts_a_space_before_every_text_gets_documents_whole(tmp_path):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
+    # Llama 2's way; decoding takes the first space away again.
     vocab = {"\u2581": 0, "a": 1, "b": 2, "?": 3}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|eos|>", mask_token="<|mask|>"
     )
@@ -203,6 +208,13 @@ def test_a_tokenizer_can_be_a_folder(source, tmp_path, tokenizer):
 def test_big_vocabularies_get_wider_files():
     assert token_dtype(2**16) == np.dtype("<u2")
     assert token_dtype(2**16 + 1) == np.dtype("<u4")
+
+
+def test_shards_and_workers_leave_no_trace_in_the_data(source, tmp_path, tokenizer):
+    whole = prepare(source, tmp_path / "whole", tokenizer, validation=0.3)
+    shards = prepare(source, tmp_path / "b", tokenizer, validation=0.3, shard=600, workers=3)
+    assert shards.fingerprint == whole.fingerprint
+    assert shards.facts["splits"] == whole.facts["splits"]
 
 
 # Stops, and going on
@@ -274,20 +286,24 @@ def test_a_bad_line_can_be_mended_and_the_run_goes_on(tmp_path, tokenizer):
     assert rest[0].documents > seen[-1].documents
 
 
-def test_a_bad_first_line_leaves_the_folder_free(tmp_path, tokenizer):
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_bad_first_line_can_be_mended(tmp_path, tokenizer, trained):
     path = tmp_path / "a.jsonl"
     path.write_text("{")
+    how = {"vocab_size": 300} if trained else {"tokenizer": tokenizer}
     with pytest.raises(DataError, match="line 1: broken JSON"):
-        prepare(path, tmp_path / "out", vocab_size=300)
+        prepare(path, tmp_path / "out", **how)
     write(path, stories(9))
-    assert prepare(path, tmp_path / "out", tokenizer).facts["splits"]["train"]["documents"]
+    prepare(path, tmp_path / "out", **how)
+    prepare(path, tmp_path / "whole", **how)
+    assert same_folders(tmp_path / "out", tmp_path / "whole")
 
 
 def test_a_source_that_changed_under_a_stopped_run_is_refused(tmp_path, tokenizer):
     path = write(tmp_path / "a.jsonl", stories(60))
     with pytest.raises(Stop):
         prepare(path, tmp_path / "out", tokenizer, shard=600, progress=stop_after(3))
-    write(path, ["another first story", *stories(60)[1:]])
+    write(path, [stories(60)[0].swapcase(), *stories(60)[1:]])
     with pytest.raises(DataError, match="the source has changed in the part that is already"):
         prepare(path, tmp_path / "out", tokenizer, shard=600)
     write(path, stories(2))

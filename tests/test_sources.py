@@ -4,6 +4,7 @@ import csv
 import gzip
 import itertools
 import json
+import random
 import re
 import subprocess
 import sys
@@ -163,7 +164,9 @@ def test_pieces_join_to_the_documents(chunks, size):
 
 
 def test_cutting_changes_no_token():
-    text = "Lily ran,  and (then) she said: 'I can't!' Did she?  Yes 12 times.\n\n  The end. " * 30
+    draw = random.Random(0)
+    words = ["Lily", "ran,", "and (then)", "she's", "'I can't!'", "12", "Did she?\n\n", "\tend."]
+    text = "".join(draw.choice(words) + " " * draw.randrange(5) for _ in range(800))
     tokenizer = train_tokenizer([text] * 2, 400)
     pieces = [piece.text for piece in cut([Piece(text, True)], 50)]
     assert len(pieces) > 40

@@ -99,16 +99,14 @@ class Rows:
         }
 
     def _spans(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the text of each row starts and stops in the token file."""
+        """Where in the token file each row starts, and where its text ends at the latest."""
         if self.row_ends is None:
-            starts = row * self.length
-            return starts, np.minimum(starts + self.length, self.num_tokens)
+            return row * self.length, np.full_like(row, self.num_tokens)
         document = np.searchsorted(self.row_ends, row, side="right")
         later = document > 0
         begin = np.where(later, self.ends[document - 1], 0)
         first_row = np.where(later, self.row_ends[document - 1], 0)
-        starts = begin + (row - first_row) * self.length
-        return starts, np.minimum(starts + self.length, self.ends[document])
+        return begin + (row - first_row) * self.length, self.ends[document]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled memory map would carry the whole file.
