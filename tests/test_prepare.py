@@ -344,6 +344,20 @@ def test_a_finished_preparation_is_not_done_again(source, tmp_path, tokenizer):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == files
 
 
+def test_a_kill_at_the_very_end_leaves_nothing_to_do_but_to_tidy(source, tmp_path, tokenizer):
+    with pytest.raises(Stop):
+        prepare(source, tmp_path / "out", tokenizer, progress=stop_after(1))
+    journal = (tmp_path / "out" / "journal.json").read_text()
+    prepare(source, tmp_path / "out", tokenizer)
+    prepare(source, tmp_path / "whole", tokenizer)
+    (tmp_path / "out" / "journal.json").write_text(journal)
+    (tmp_path / "out" / "lock").touch()
+    seen = []
+    prepare(source, tmp_path / "out", tokenizer, progress=seen.append)
+    assert not seen
+    assert same_folders(tmp_path / "out", tmp_path / "whole")
+
+
 def test_a_folder_with_another_preparation_is_refused(source, tmp_path, tokenizer):
     prepare(source, tmp_path / "out", tokenizer)
     with pytest.raises(DataError, match=r"another preparation \(validation 0.05 there, 0.1 here"):

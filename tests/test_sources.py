@@ -255,6 +255,8 @@ def test_a_missing_place_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no file or folder .*did you mean stories.jsonl"):
         Source(str(tmp_path / "storys.jsonl")).files()
+    with pytest.raises(DataError, match=r"no file or folder .*nothing/like/it; check the path"):
+        Source(str(tmp_path / "nothing" / "like" / "it")).files()
     with pytest.raises(DataError, match="holds no file of a known format"):
         Source(str(tmp_path / "empty")).files()
     assert Source("roneneldan/TinyStories").files() == []
@@ -297,5 +299,5 @@ def test_a_data_set_is_read_by_its_name_on_the_hub(tmp_path):
     assert streamed == loaded == TEXTS
     assert held_out == ["held out"]
     assert field.endswith("no field 'story'; choose one of the fields there are: n, text")
-    assert "Available splits: ['train', 'validation']; check the name, split" in split
+    assert "Available splits: ['train', 'validation']; check the name, split, config" in split
     assert re.search("cannot read data set roneneldan/TinyStorys.*give a local file", missing)

@@ -6,6 +6,7 @@ so that a single file of any size passes through bounded memory.
 
 import codecs
 import csv
+import difflib
 import gzip
 import itertools
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from sfumato.errors import ConfigError, DataError, near
+from sfumato.errors import ConfigError, DataError
 
 PIECE = 2**15  # characters; a longer document comes in several pieces
 BLOCK = 2**16  # bytes read at a time; with much larger ones the heap fragments and grows
@@ -73,9 +74,9 @@ class Source:
             return sorted(files)
         if _format(path) is not None or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.name):
             siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-            raise DataError(
-                f"no file or folder {path}{near(path.name, [p.name for p in siblings])}"
-            )
+            close = difflib.get_close_matches(path.name, [p.name for p in siblings])
+            hint = f"did you mean {', '.join(close)}?" if close else "check the path"
+            raise DataError(f"no file or folder {path}; {hint}")
         return []
 
     def identity(self) -> dict[str, object]:
@@ -353,9 +354,9 @@ def _read_hub(source: Source) -> Iterator[Piece]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"cannot read {what}, split {source.split!r}, from the Hugging Face Hub: {reason}; "
-            "check the name, split and config and the connection, then run the same command again; "
-            "without a network give a local file"
+            f"no file or folder {source.name} here, and cannot read {what}, split "
+            f"{source.split!r}, from the Hugging Face Hub: {reason}; check the name, split, config "
+            "and connection and run the same command again; without a network give a local file"
         ) from error
 
 

@@ -109,13 +109,16 @@ def prepare(
         "shard": shard,
     }
     out = Path(out)
-    if not (out / PREPARED).exists():
+    if (out / JOURNAL).exists() or not (out / PREPARED).exists():
         _check_place(out, source)
         with _sole_user(out):
-            journal = _open_journal(out, request)
-            tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
-            journal = _tokenize(source, out, tokenizer, journal, workers, progress)
-            _finish(source, out, tokenizer, name, journal)
+            if not (out / PREPARED).exists():  # else another process has just finished it
+                journal = _open_journal(out, request)
+                tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
+                journal = _tokenize(source, out, tokenizer, journal, workers, progress)
+                _finish(source, out, tokenizer, name, journal)
+            for leftover in (JOURNAL, LOCK):
+                (out / leftover).unlink(missing_ok=True)
     done = Prepared.open(out)
     _check_request(out, done.facts["request"], request)
     _check_source_size(done, source)
@@ -402,5 +405,3 @@ def _finish(
         "fingerprint": hash_files(out),
     }
     _write_json(out / PREPARED, facts)
-    for name in (JOURNAL, LOCK):
-        (out / name).unlink()
