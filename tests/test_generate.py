@@ -205,6 +205,17 @@ def test_a_batch_equals_its_rows_one_by_one(step, options):
         assert torch.equal(alone.tokens[0], together[row])
 
 
+def test_filters_see_no_logits_where_none_are_wanted():
+    """Ancestral steps may want nothing; a filter that knows the vocabulary must not mind."""
+    forced = [Forced(((1, 2),))]
+    pages = generate(
+        WORLD.denoiser(MASKED), empty(1), Ancestral(MASKED), Rng.from_seed(0), num_steps=50,
+        filters=forced,
+    )  # fmt: skip
+    *_, last = pages
+    assert last.tokens[0, 1] == 2
+
+
 def test_the_same_seed_gives_the_same_text_and_another_does_not():
     for step in RULES:
         one = written(step, empty(40), seed=1).tokens

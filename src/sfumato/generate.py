@@ -65,11 +65,10 @@ def denoise(
         draws = rng.fold(number)
         where = step.wanted(canvas, now, then, draws)
         seen = canvas.memory["time"][:, 0] if "time" in canvas.memory else now
+        logits = sharp = torch.zeros((0, 1), device=device)
         if bool(where.any()):
             logits = look(canvas.tokens, seen.float(), where)
-        else:
-            logits = torch.zeros((0, 1), device=device)
-        logits, sharp = _filtered(logits, filters, canvas, where)
+            logits, sharp = _filtered(logits, filters, canvas, where)
         canvas = step(canvas, where, logits, sharp, now, then, draws)
         yield canvas
         if not (reopens or bool(canvas.noisy.any())):
@@ -114,6 +113,9 @@ def generate(
     for number, start in enumerate(starts):
         part = _columns(canvas, start, min(start + size, length))
         if start < lead:
+            continue
+        if not bool(part.noisy.any()):
+            denoiser = denoiser.given(left=part.tokens)
             continue
         after = canvas.tokens[:, start + size :]
         around = denoiser.given(right=after) if lookahead and after.shape[1] else denoiser
