@@ -18,3 +18,19 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no shared data in {folder}; name their folder in SFUMATO_SHARED")
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def taught_lm():
+    """A tiny model that knows a few sentences by heart: `tiny_lm.SENTENCES`."""
+    from tiny_lm import taught
+
+    return taught()
+
+
+@pytest.fixture(scope="session")
+def taught_folder(taught_lm, tmp_path_factory) -> Path:
+    """The same, saved."""
+    folder = tmp_path_factory.mktemp("models") / "taught"
+    taught_lm.save(folder)
+    return folder

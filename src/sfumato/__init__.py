@@ -1,0 +1,41 @@
+"""Diffusion language models: train, prove, evaluate and generate.
+
+The names here are loaded when they are first used, so that `import sfumato` costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.options import GenerationOptions
+    from sfumato.pages import Generation, Page
+    from sfumato.pipeline import DiffusionLM
+
+    __version__: str
+
+__all__ = ["DiffusionLM", "Generation", "GenerationOptions", "Page", "SfumatoError", "__version__"]
+
+_PLACES = {
+    "DiffusionLM": "sfumato.pipeline",
+    "Generation": "sfumato.pages",
+    "GenerationOptions": "sfumato.options",
+    "Page": "sfumato.pages",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sfumato")
+    if name in _PLACES:
+        from importlib import import_module
+
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,23 +1,29 @@
 """The command line: one function a command. Only this file prints.
 
-Everything heavy is imported inside the command that needs it, so that `--help` answers at once.
+Texts and results go to standard output, everything about them to standard error. All that is heavy
+is imported inside the command that needs it, so that `--help` answers at once.
 """
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from sfumato.errors import ConfigError, SfumatoError
+from sfumato.errors import ConfigError, DataError, SfumatoError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sfumato.pipeline import DiffusionLM, Page
+    from sfumato.data.sources import Source
+    from sfumato.pages import Page, Reader
+    from sfumato.pipeline import DiffusionLM
 
 app = typer.Typer(
     help="Diffusion language models: write, train, prove and evaluate them.",
@@ -34,14 +40,13 @@ app.add_typer(data_app, name="data")
 def main() -> NoReturn:
     """Run a command; a user's mistake is one line and exit code 1, an interrupt is 130."""
     try:
-        app(standalone_mode=True)
+        app()
     except SfumatoError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho("interrupted", err=True)
-        sys.exit(130)
-    sys.exit(0)
+    except OSError as error:  # a full disk, a folder without permission
+        place = f"{error.filename}: " if error.filename else ""
+        typer.secho(f"error: {place}{error.strerror or error}", fg="red", err=True)
+    sys.exit(1)
 
 
 def _version(wanted: bool) -> None:
@@ -61,8 +66,22 @@ def _options(
     del version
 
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder, hub name, or 'stories'.")]
-SeedOption = Annotated[int | None, typer.Option(help="The same seed writes the same text.")]
+STEP_NAMES = (
+    "ancestral, first_hitting, random, left_to_right, confidence, probability, margin, entropy, "
+    "threshold, factor, entropy_bound, klass, remask_cap, remask_rescale, remask_confidence, "
+    "remask_loop, wino"
+)
+MODEL = "Folder, hub name, or 'stories', the one that comes with sfumato."
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+FieldOption = Annotated[str, typer.Option(help="Column or key of the text.")]
+SeparatorOption = Annotated[
+    str | None, typer.Option(help="Line that ends a document in .txt files.")
+]
+SplitOption = Annotated[str, typer.Option(help="Split of a hub data set.")]
+ConfigOption = Annotated[str | None, typer.Option(help="Configuration of a hub data set.")]
+LimitOption = Annotated[int | None, typer.Option(help="Documents, at most.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()
@@ -72,13 +91,20 @@ def generate(
     infill: Annotated[
         str | None, typer.Option(help="Fill the gaps (____) of this text instead.")
     ] = None,
-    gap_length: Annotated[int, typer.Option(help="Tokens for each gap.")] = 16,
+    gap_length: Annotated[
+        int | None, typer.Option(help="Tokens for each gap.", show_default="16")
+    ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Texts to write.")] = 1,
     length: Annotated[
         int | None, typer.Option(help="New tokens; none: the rest of the canvas.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; none: the model's.")] = None,
-    step: Annotated[str | None, typer.Option(help="Step rule, such as ancestral, margin.")] = None,
+    num_steps: Annotated[
+        int | None,
+        typer.Option("--num-steps", "--steps", help="Steps; none: one for every new token."),
+    ] = None,
+    step: Annotated[
+        str | None, typer.Option(help=f"Step rule: {STEP_NAMES}. None: the model's own.")
+    ] = None,
     step_option: Annotated[
         list[str] | None, typer.Option(help="The rule's own, such as level=0.8; repeatable.")
     ] = None,
@@ -88,24 +114,28 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the nucleus of this mass.")] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Keep tokens this near the likeliest.")
+        float | None, typer.Option(help="Keep tokens at least this share as likely as the best.")
     ] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
+    suppress: Annotated[
+        list[int] | None, typer.Option(help="Id of a token never to write; repeatable.")
+    ] = None,
     block: Annotated[int | None, typer.Option(help="Decode in blocks of this size.")] = None,
-    seed: SeedOption = None,
+    lookahead: Annotated[
+        bool | None, typer.Option(help="A block sees what follows it.", show_default="lookahead")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     live: Annotated[bool, typer.Option(help="Show the page while it is written.")] = True,
     trajectory: Annotated[
         Path | None, typer.Option(help="Write every page to this JSON-lines file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
 ) -> None:
     """Write text, live in the terminal as it emerges from noise."""
-    if prompt and infill is not None:
-        raise ConfigError("give a prompt or --infill, not both")
     changes = {
         "length": length,
-        "num_steps": steps,
+        "num_steps": num_steps,
         "step": step,
         "step_options": _pairs(step_option or []) or None,
         "temperature": temperature,
@@ -113,46 +143,53 @@ def generate(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "suppress": tuple(suppress) if suppress else None,
         "block": block,
+        "lookahead": lookahead,
         "seed": seed,
+        "gap_length": gap_length,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
+    if prompt and infill is not None:
+        raise ConfigError("give a prompt or --infill, not both")
+    if infill is None and gap_length is not None:
+        raise ConfigError("--gap-length is for --infill; the length of a new text is --length")
     lm = _load(model, device)
-    if infill is None:
-        task = lm.start(prompt, num_samples=num_samples, **changes)
-    else:
-        task = lm.start_infill(infill, gap_length=gap_length, num_samples=num_samples, **changes)
-    console = _console()
-    pages = lm.run(task)
-    if trajectory is not None:
-        pages = _traced(lm, pages, trajectory)
-    if live and not as_json and console.is_terminal:
-        from sfumato.live import watch
-
-        pages = watch(lm, pages, task.num_steps, console)
     begin = time.perf_counter()
-    last = next(pages)
-    for last in pages:  # noqa: B007 (the last page is the result)
-        pass
+    if infill is None:
+        pages = lm.run(lm.start(prompt, num_samples=num_samples, **changes))
+    else:
+        pages = lm.run(lm.start_infill(infill, num_samples=num_samples, **changes))
+    if trajectory is not None:
+        pages = _traced(lm.reader, pages, trajectory)
+    screen = _console()
+    coloured = live and not as_json and screen.is_terminal
+    last = _last(lm.reader, pages, screen if coloured else None)
     seconds = time.perf_counter() - begin
-    result = lm.finish(task, last)
+    result = lm.finish(last)
     if as_json:
-        facts = {"seconds": round(seconds, 3), "model": model}
+        facts = {"model": model, "seconds": round(seconds, 3)}
         typer.echo(json.dumps(facts | result.as_dict(), ensure_ascii=False))
         return
     for row, text in enumerate(result.full_texts):
-        if live and console.is_terminal:
+        if coloured:
             from sfumato.live import paint
 
-            console.print(paint(lm, last, row, last.step), end="\n\n")
+            screen.print(paint(lm.reader, last, row), end="\n\n")
         else:
             typer.echo(text)
-    new = sum(map(len, result.tokens))
-    console.print(
-        f"{result.num_steps} steps, {new} tokens, {seconds:.1f} s, seed {result.seed}",
-        style="dim",
-        highlight=False,
-    )
+    count = sum(map(len, result.tokens))
+    told = f"{result.num_steps} steps, {count} tokens, {seconds:.1f} s, seed {result.seed}"
+    typer.secho(told, dim=True, err=True)
+
+
+def _last(reader: "Reader", pages: Iterator["Page"], screen: "Console | None") -> "Page":
+    """Write to the end, on the screen if there is one."""
+    if screen is not None:
+        from sfumato.live import watch
+
+        pages = watch(reader, pages, screen)
+    return deque(pages, maxlen=1)[0]
 
 
 @tokenizer_app.command("train")
@@ -160,19 +197,26 @@ def tokenizer_train(
     source: Annotated[str, typer.Argument(help="File, folder, or hub data set.")],
     out: Annotated[Path, typer.Argument(help="Folder for the tokenizer.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens, special ones included.")] = 8192,
-    field: Annotated[str, typer.Option(help="Column or key of the text.")] = "text",
-    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Documents to learn from, at most.")] = None,
+    field: FieldOption = "text",
+    separator: SeparatorOption = None,
+    split: SplitOption = "train",
+    config: ConfigOption = None,
+    limit: LimitOption = None,
 ) -> None:
     """Learn a byte-level BPE tokenizer."""
-    from sfumato.data.sources import Source
     from sfumato.data.text import TRAINING_CHARACTERS
     from sfumato.data.tokenizer import save_tokenizer, train_tokenizer
 
-    texts = Source(source, field=field, split=split, limit=limit).sample(TRAINING_CHARACTERS)
-    tokenizer = train_tokenizer(texts, vocab_size)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is there already; give a new or an empty folder")
+    wanted = _source(
+        source, field=field, separator=separator, split=split, config=config, limit=limit
+    )
+    with _status("learning"):
+        tokenizer = train_tokenizer(wanted.sample(TRAINING_CHARACTERS), vocab_size)
     save_tokenizer(tokenizer, out)
-    typer.echo(f"{len(tokenizer)} tokens in {out}")
+    fewer = f", not {vocab_size:,}: there is little text" if len(tokenizer) < vocab_size else ""
+    typer.echo(f"{len(tokenizer):,} tokens{fewer}: {out}")
 
 
 @data_app.command("prepare")
@@ -181,23 +225,20 @@ def data_prepare(
     out: Annotated[Path, typer.Argument(help="Folder for the prepared data.")],
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub name of one.")] = None,
     add_mask_token: Annotated[bool, typer.Option(help="If it has none.")] = False,
-    vocab_size: Annotated[int | None, typer.Option(help="Or: train one of this size.")] = None,
-    validation: Annotated[float, typer.Option(help="Share of the text to hold out.")] = 0.05,
-    field: Annotated[str, typer.Option(help="Column or key of the text.")] = "text",
-    separator: Annotated[
-        str | None, typer.Option(help="Line that ends a document in .txt files.")
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Or: train one of this size.", show_default="8192")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
-    config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of the text to hold out.")] = 0.05,
+    field: FieldOption = "text",
+    separator: SeparatorOption = None,
+    split: SplitOption = "train",
+    config: ConfigOption = None,
     streaming: Annotated[bool, typer.Option(help="Stream a hub data set.")] = True,
-    limit: Annotated[int | None, typer.Option(help="Documents, at most.")] = None,
+    limit: LimitOption = None,
     workers: Annotated[int | None, typer.Option(help="Threads; none: one a core.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Tokenize text into memory-mapped files. Run it again after a kill and it goes on."""
-    from rich.progress import Progress as Bar
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from sfumato.data.sources import Source
     from sfumato.data.text import prepare
     from sfumato.data.tokenizer import load_tokenizer
 
@@ -205,18 +246,16 @@ def data_prepare(
         raise ConfigError("--add-mask-token is for a tokenizer given by --tokenizer")
     if tokenizer is None and vocab_size is None:
         vocab_size = 8192
-    options: dict[str, Any] = {"field": field, "split": split, "config": config}
-    if separator is not None:
-        options["separator"] = separator
-    wanted = Source(source, streaming=streaming, limit=limit, **options)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Bar(*columns, console=_console(), transient=True) as bar:
-        task = bar.add_task("reading")
-
-        def show(progress: Any) -> None:
-            counts = f"{progress.documents:,} documents, {progress.tokens:,} tokens"
-            bar.update(task, description=counts)
-
+    wanted = _source(
+        source,
+        field=field,
+        separator=separator,
+        split=split,
+        config=config,
+        streaming=streaming,
+        limit=limit,
+    )
+    with _status("reading") as tell:
         done = prepare(
             wanted,
             out,
@@ -224,9 +263,20 @@ def data_prepare(
             vocab_size=vocab_size,
             validation=validation,
             workers=workers,
-            progress=show,
+            progress=lambda p: tell(f"{p.documents:,} documents, {p.tokens:,} tokens"),
         )
-    typer.echo(json.dumps(done.facts, indent=2))
+    if as_json:
+        typer.echo(json.dumps(done.facts, indent=2, ensure_ascii=False))
+        return
+    for name, counts in done.facts["splits"].items():
+        lengths = counts["lengths"]
+        typer.echo(
+            f"{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
+            f"{counts['bytes_per_token']:.2f} bytes a token"
+            + (f", {lengths['p50']:,} tokens in the median document, " if lengths else "")
+            + (f"{lengths['p100']:,} in the longest" if lengths else "")
+        )
+    typer.echo(f"{done.facts['tokenizer']['vocab_size']:,} tokens in the vocabulary: {out}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -235,39 +285,56 @@ def train(
     run: Annotated[Path, typer.Argument(help="A YAML or JSON run file.")],
 ) -> None:
     """Train a model: sfumato train RUN.yaml train.max_steps=500 ..."""
-    from sfumato.train import load_run
-    from sfumato.train.trainer import train as events
+    with _status("starting"):
+        from sfumato.train import load_run
+        from sfumato.train.trainer import train as events
+
+        wanted = load_run(run, context.args)
     from sfumato.training_view import show
 
-    show(events(load_run(run, context.args)), _console())
+    screen = _console(quiet=os.environ.get("RANK", "0") != "0")  # of many processes one prints
+    try:
+        show(events(wanted), screen, wanted.log.logging_steps)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; give the same command again to go on", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder, hub name, or 'stories'.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     data: Annotated[str, typer.Argument(help="Prepared folder, or texts as for data prepare.")],
     rows: Annotated[int, typer.Option(help="Held-out texts or rows, at most.")] = 256,
     num_samples: Annotated[int, typer.Option(help="Random maskings of each row.")] = 8,
     exact: Annotated[
         bool, typer.Option(help="Also the exact likelihood under the step rule (slow).")
     ] = False,
-    step: Annotated[str | None, typer.Option(help="Step rule for --exact and --judge.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Its steps.")] = None,
+    step: Annotated[
+        str | None, typer.Option(help="Step rule of --exact (none: margin) and of the texts.")
+    ] = None,
+    num_steps: Annotated[
+        int | None, typer.Option("--num-steps", "--steps", help="Its steps.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Its temperature.")] = None,
     judge: Annotated[
-        str | None, typer.Option(help="Causal model that judges generated texts.")
+        str | None, typer.Option(help="Causal model that judges generated texts, by path.")
     ] = None,
     num_texts: Annotated[int, typer.Option(help="Texts to generate for the judge.")] = 64,
-    temperature: Annotated[float | None, typer.Option(help="For generation.")] = None,
     seed: Annotated[int, typer.Option(help="Of maskings and texts.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON here too.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
+    field: FieldOption = "text",
+    separator: SeparatorOption = None,
+    split: SplitOption = "train",
+    config: ConfigOption = None,
+    out: Annotated[Path | None, typer.Option(help="Write the whole record, as JSON.")] = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure a model: likelihood bound, accuracy and, with a judge, its texts."""
-    from sfumato.evals.evaluate import EvaluateOptions
-    from sfumato.evals.evaluate import evaluate as measure
-    from sfumato.evals.record import write
+    with _status("starting"):
+        from sfumato.evals.evaluate import EvaluateOptions
+        from sfumato.evals.evaluate import evaluate as measure
+        from sfumato.evals.record import write
 
-    lm = _load(model, device)
     options = EvaluateOptions(
         rows=rows,
         num_samples=num_samples,
@@ -279,44 +346,70 @@ def evaluate(
         temperature=temperature,
         seed=seed,
     )
-    result = measure(lm, data, options, model_name=model)
+    source = _source(data, field=field, separator=separator, split=split, config=config)
+    lm = _load(model, device)
+    with _status("reading") as tell:
+        record = measure(lm, source, options, model_name=model, progress=tell)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(_summary(record["results"])))
     if out is not None:
-        write(result, out)
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        write(record, out)
 
 
 @app.command()
 def doctor() -> None:
     """Say what is installed, which device is used, and what is missing."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from sfumato.doctor import examine
 
-    findings = examine()
-    table = Table(box=None, show_header=False, pad_edge=False)
-    marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "note": "[yellow]note[/]"}
-    for finding in findings:
-        table.add_row(marks[finding.state], finding.name, escape(finding.detail))
-    _console().print(table)
-    if any(finding.state == "missing" for finding in findings):
-        raise typer.Exit(1)
+    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    whole = True
+    for finding in examine():
+        state = typer.style(f"{finding.state:8}", fg=colours[finding.state])
+        typer.echo(f"{state} {finding.name:15} {finding.detail}")
+        whole = whole and finding.state != "missing"
+    raise typer.Exit(0 if whole else 1)
 
 
-def _console() -> "Console":
+# --- what commands share ---
+
+
+def _console(**options: Any) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=False)
+    return Console(**options)
+
+
+@contextmanager
+def _status(begin: str) -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being done, if somebody can see it."""
+    screen = _console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda doing: None
+        return
+    with screen.status(begin) as status:
+        yield status.update
 
 
 def _load(name: str, device: str) -> "DiffusionLM":
-    from transformers.utils import logging
+    with _status("loading the model"):
+        from transformers.utils import logging
 
-    from sfumato.pipeline import DiffusionLM
+        from sfumato.pipeline import DiffusionLM
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    return DiffusionLM.from_pretrained(name, device=device)
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        return DiffusionLM.from_pretrained(name, device=device)
+
+
+def _source(name: str, *, separator: str | None, **options: Any) -> "Source":
+    """A source; `separator` may spell a line end as \\n."""
+    from sfumato.data.sources import Source
+
+    if separator is not None:
+        options["separator"] = separator.replace("\\n", "\n")
+    return Source(name, **options)
 
 
 def _pairs(texts: list[str]) -> dict[str, float]:
@@ -334,19 +427,51 @@ def _pairs(texts: list[str]) -> dict[str, float]:
     return values
 
 
-def _traced(lm: "DiffusionLM", pages: Iterator["Page"], path: Path) -> Iterator["Page"]:
+def _traced(reader: "Reader", pages: Iterator["Page"], path: Path) -> Iterator["Page"]:
     """Write every page as one line of JSON while it passes by."""
-    with path.open("w", encoding="utf-8") as file:
-        for page in pages:
-            rows = range(len(page.canvas.tokens))
-            record = {
-                "step": page.step,
-                "texts": [lm.show(page, row) for row in rows],
-                "tokens": page.canvas.tokens.tolist(),
-                "noisy": page.canvas.noisy.int().tolist(),
-            }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            yield page
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for page in pages:
+                record = {
+                    "step": page.step,
+                    "texts": [reader.show(page, row) for row in range(len(page.task.rows))],
+                    "tokens": page.canvas.tokens.tolist(),
+                    "decided": page.decided.tolist(),
+                }
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                yield page
+    except OSError as error:
+        raise DataError(f"cannot write the trajectory to {path}: {error.strerror}") from error
+
+
+def _summary(results: dict[str, Any]) -> list[str]:
+    """What `evaluate` found, in a few lines."""
+
+    def number(estimate: dict[str, float], digits: int) -> str:
+        return f"{float(estimate['value']):.{digits}f} +- {float(estimate['error']):.{digits}f}"
+
+    lines = []
+    for key in ("likelihood", "exact_likelihood"):
+        if key in results:
+            found = results[key]
+            lines += [
+                f"{key.replace('_', ' ')}, {found['estimator']}:",
+                f"  {number(found['nats_per_token'], 4)} nats a token",
+                f"  {number(found['bits_per_byte'], 4)} bits a byte",
+                f"  {number(found['perplexity'], 2)} perplexity",
+                f"  {found['accuracy']:.1%} right of the {found['accuracy_of']}",
+                f"  {results['rows']:,} rows, {found['tokens']:,} tokens, {found['bytes']:,} bytes",
+            ]
+    for key in ("generated", "held_out") if "texts" in results else ():
+        found = results["texts"][key]
+        distinct = ", ".join(f"{float(share):.3f}" for share in found["distinct"].values())
+        lines += [
+            f"{found['texts']} texts, {key.replace('_', ' ')}, judged by {found['judge']['model']}:",
+            f"  {number(found['perplexity'], 2)} generative perplexity",
+            f"  {float(found['entropy']):.3f} nats of entropy, {distinct} distinct 1-, 2-, 3-grams",
+            f"  {float(found['bleu']):.2f} BLEU, {float(found['self_bleu']):.2f} Self-BLEU",
+        ]
+    return lines
 
 
 if __name__ == "__main__":

@@ -6,9 +6,16 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
-CORE = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors")
+from sfumato.folders import SHIPPED
+
+PYTHON = (3, 11)
+CORE = (
+    *("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors"),
+    *("huggingface_hub", "numpy", "typer", "pydantic", "pyyaml", "rich"),
+)
 EXTRAS = {
     "sacrebleu": ("eval", "BLEU and Self-BLEU in sfumato evaluate"),
     "matplotlib": ("plots", "the loss curve as a picture"),
@@ -24,17 +31,23 @@ class Finding(NamedTuple):
     detail: str
 
 
-def examine() -> list[Finding]:
-    """Look at this installation; changes nothing."""
-    return [_python(), *map(_core, CORE), *_device(), *_machine(), *map(_extra, EXTRAS), _model()]
+def examine() -> Iterator[Finding]:
+    """Look at this installation, part by part; changes nothing."""
+    yield _python()
+    yield from map(_core, CORE)
+    if importlib.util.find_spec("torch") is not None:
+        yield _device()
+    yield _processor()
+    yield _compiler()
+    yield from map(_extra, EXTRAS)
+    yield _model()
 
 
 def _python() -> Finding:
-    good = sys.version_info >= (3, 11)
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding(
-        "Python", "ok" if good else "missing", detail if good else f"{detail}; need 3.11"
-    )
+    if sys.version_info < PYTHON:
+        return Finding("Python", "missing", f"{detail}; install {'.'.join(map(str, PYTHON))}")
+    return Finding("Python", "ok", detail)
 
 
 def _core(package: str) -> Finding:
@@ -46,45 +59,43 @@ def _core(package: str) -> Finding:
 
 def _extra(package: str) -> Finding:
     extra, purpose = EXTRAS[package]
-    if importlib.util.find_spec(package) is not None:
+    try:
         return Finding(package, "ok", f"{importlib.metadata.version(package)} ({purpose})")
-    return Finding(package, "note", f'for {purpose}: pip install "sfumato[{extra}]"')
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(package, "note", f'for {purpose}: pip install "sfumato[{extra}]"')
 
 
-def _device() -> list[Finding]:
+def _device() -> Finding:
     import torch
 
-    if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [Finding("device", "ok", f"cuda: {names}")]
-    if torch.backends.mps.is_available():
-        return [Finding("device", "ok", "mps: Apple GPU")]
-    if torch.version.cuda is not None:
-        note = f"cpu; PyTorch was built for CUDA {torch.version.cuda}, but sees no GPU or driver"
-        return [Finding("device", "note", note)]
-    return [Finding("device", "ok", "cpu")]
+    from sfumato.devices import find_device
+
+    device = find_device("auto")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        return Finding("device", "ok", ", ".join(map(torch.cuda.get_device_name, range(count))))
+    if device.type == "cpu" and torch.version.cuda is not None:
+        built = f"PyTorch was built for CUDA {torch.version.cuda}, but sees no GPU or driver"
+        return Finding("device", "note", f"cpu; {built}")
+    return Finding("device", "ok", device.type)
 
 
-def _machine() -> list[Finding]:
-    import torch
+def _processor() -> Finding:
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("processor", "ok", f"{able} cores")
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fast = torch.backends.cpu.get_cpu_capability()
-    found = [
-        Finding("processor", "ok", f"{cores} cores, {torch.get_num_threads()} threads, {fast}")
-    ]
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler:
-        found.append(Finding("C++ compiler", "ok", "compiled training is available"))
-    else:
-        found.append(Finding("C++ compiler", "note", "none: training runs without torch.compile"))
-    return found
+
+def _compiler() -> Finding:
+    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        return Finding("C++ compiler", "ok", "train.torch_compile=true is available")
+    mend = "apt install g++" if sys.platform == "linux" else "xcode-select --install"
+    return Finding("C++ compiler", "note", f"for train.torch_compile=true on a CPU: {mend}")
 
 
 def _model() -> Finding:
-    from sfumato.pipeline import SHIPPED
-
-    if (SHIPPED / "model.safetensors").exists():
-        size = (SHIPPED / "model.safetensors").stat().st_size / 1e6
-        return Finding("shipped model", "ok", f"stories, {size:.1f} MB")
-    return Finding("shipped model", "missing", "reinstall sfumato: its weights are not there")
+    weights = SHIPPED / "model.safetensors"
+    if not weights.is_file():
+        return Finding("stories", "missing", "the model that comes with sfumato; reinstall sfumato")
+    return Finding(
+        "stories", "ok", f"the model in {SHIPPED}, {weights.stat().st_size / 1e6:.1f} MB"
+    )

@@ -1,59 +1,57 @@
 """The terminal view of a page while it is written: haze first, then words.
 
-A decided token has the colour of the step that decided it, from violet (early) to gold (late);
-given text is plain; what is still noise is shown as shade.
+A token has the colour of the step that decided it, from violet (the first) to gold (the latest so
+far); given text is bold; what is still noise is shade.
 """
 
+import time
 from collections.abc import Iterator
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from sfumato.pipeline import DiffusionLM, Page
+from sfumato.pages import NOISE
 
-NOISE = "\u2591\u2591\u2591"  # three cells: about the width of a token
-FIRST, LAST = (140, 110, 240), (240, 190, 70)  # violet, gold
+if TYPE_CHECKING:
+    from sfumato.pages import Page, Reader
+
+HAZE = " " + 2 * NOISE  # one noisy token, about as wide as a short word
+FIRST, LATEST = (140, 110, 240), (240, 190, 70)  # violet, gold
 FRAMES_PER_SECOND = 24
 
 
-def colour(step: int, num_steps: int) -> str:
-    """The colour of a step, from FIRST to LAST."""
-    share = (step - 1) / max(num_steps - 1, 1)
-    mixed = (round(a + share * (b - a)) for a, b in zip(FIRST, LAST, strict=True))
+def colour(step: int, latest: int) -> str:
+    """The colour of a step, from FIRST to LATEST."""
+    share = (step - 1) / max(latest - 1, 1)
+    mixed = (round(a + share * (b - a)) for a, b in zip(FIRST, LATEST, strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)
 
 
-def paint(lm: "DiffusionLM", page: "Page", row: int, num_steps: int) -> Text:
+def paint(reader: "Reader", page: "Page", row: int) -> Text:
     """One row of a page as styled text, cut where its text ends."""
     shown = Text(overflow="fold")
-    given = [(token, 0) for token in page.given[row].tolist()]
-    own = zip(page.canvas.tokens[row].tolist(), page.decided[row].tolist(), strict=True)
-    for step, run in groupby((*given, *own), key=lambda pair: pair[1]):
-        ids = [token for token, _ in run]
-        if step < 0:
-            shown.append(NOISE * len(ids), style="dim")
-            continue
-        ends = [n for n, i in enumerate(ids) if i in (lm.special.eos, lm.special.pad)]
-        text = lm.tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=True)
-        shown.append(text, style="bold" if step == 0 else colour(step, num_steps))
-        if ends:
-            break
+    for piece in reader.pieces(page, row, by_step=True):
+        if piece.step < 0:
+            shown.append(HAZE * len(piece.tokens), style="dim")
+        else:
+            shown.append(piece.text, "bold" if piece.step == 0 else colour(piece.step, page.step))
     return shown
 
 
-def watch(
-    lm: "DiffusionLM", pages: Iterator["Page"], num_steps: int, console: Console
-) -> Iterator["Page"]:
-    """Draw the pages as they pass by; all rows, one under another."""
-    with Live(console=console, refresh_per_second=FRAMES_PER_SECOND, transient=True) as screen:
+def watch(reader: "Reader", pages: Iterator["Page"], console: Console) -> Iterator["Page"]:
+    """Draw the pages as they pass by, all rows one under another; the screen is clean afterwards.
+
+    Pages that come faster than the screen is drawn are passed on without being looked at.
+    """
+    due = 0.0
+    with Live(console=console, auto_refresh=False, transient=True) as screen:
         for page in pages:
-            rows = len(page.canvas.tokens)
-            texts = [paint(lm, page, row, num_steps) for row in range(rows)]
-            left = int(page.canvas.noisy.sum())
-            status = Text(f"step {page.step}, {left} tokens to decide", style="dim")
-            screen.update(Group(*texts, status))
+            if time.monotonic() >= due:
+                due = time.monotonic() + 1 / FRAMES_PER_SECOND
+                texts = [paint(reader, page, row) for row in range(len(page.task.rows))]
+                left = int(page.canvas.noisy.sum())
+                status = Text(f"step {page.step}, {left} tokens to decide", style="dim")
+                screen.update(Group(*texts, status), refresh=True)
             yield page

@@ -30,27 +30,59 @@ from sfumato.steps import (
 )
 from sfumato.types import Filter, Step
 
-# name -> rule, given the corruption and the rule's own options
-STEPS: dict[str, Callable[..., Step]] = {
-    "ancestral": Ancestral,
-    "first_hitting": lambda c: FirstHitting(c.schedule),
-    "random": lambda c: RandomOrder(c.schedule),
-    "left_to_right": lambda c: LeftToRight(c.schedule),
-    "confidence": lambda c: TopConfidence(c.schedule),
-    "probability": lambda c: TopProbability(c.schedule),
-    "margin": lambda c: Margin(c.schedule),
-    "entropy": lambda c: LowEntropy(c.schedule),
-    "threshold": lambda c, level=0.9: Threshold(c.schedule, level),
-    "factor": lambda c, factor=1.0: Factor(c.schedule, factor),
-    "entropy_bound": lambda c, gamma=0.1: EntropyBound(c.schedule, gamma),
-    "klass": lambda c, level=0.6, eps=0.015, patience=2: Klass(c.schedule, level, eps, patience),
-    "remask_cap": lambda c, eta=0.02: Remasking(c.schedule, c.mask_id, Cap(eta)),
-    "remask_rescale": lambda c, eta=0.02: Remasking(c.schedule, c.mask_id, Rescale(eta)),
-    "remask_confidence": lambda c, eta=0.02: Remasking(
-        c.schedule, c.mask_id, Cap(eta), by_confidence=True
+
+@dataclass(frozen=True)
+class Rule:
+    """A step rule by its name: how it is made for a corruption, and its own options."""
+
+    make: Callable[..., Step]  # of a corruption, with every option by name
+    defaults: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self, name: str, options: Mapping[str, float]) -> None:
+        """Raise if the rule, which goes by `name`, has no such option."""
+        for key, value in options.items():
+            if key not in self.defaults:
+                hint = near(key, self.defaults) if self.defaults else "; it has none"
+                raise ConfigError(f"step '{name}' has no option '{key}'{hint}")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"step option '{key}' must be a number, got {value!r}")
+
+    def __call__(self, corruption: Corruption, options: Mapping[str, float]) -> Step:
+        return self.make(corruption, **{**self.defaults, **options})
+
+
+def _rule(make: Callable[..., Step], **defaults: float) -> Rule:
+    return Rule(make, defaults)
+
+
+STEPS: dict[str, Rule] = {
+    "ancestral": _rule(Ancestral),
+    "first_hitting": _rule(lambda c: FirstHitting(c.schedule)),
+    "random": _rule(lambda c: RandomOrder(c.schedule)),
+    "left_to_right": _rule(lambda c: LeftToRight(c.schedule)),
+    "confidence": _rule(lambda c: TopConfidence(c.schedule)),
+    "probability": _rule(lambda c: TopProbability(c.schedule)),
+    "margin": _rule(lambda c: Margin(c.schedule)),
+    "entropy": _rule(lambda c: LowEntropy(c.schedule)),
+    "threshold": _rule(lambda c, level: Threshold(c.schedule, level), level=0.9),
+    "factor": _rule(lambda c, factor: Factor(c.schedule, factor), factor=1.0),
+    "entropy_bound": _rule(lambda c, gamma: EntropyBound(c.schedule, gamma), gamma=0.1),
+    "klass": _rule(lambda c, **own: Klass(c.schedule, **own), level=0.6, eps=0.015, patience=2),
+    "remask_cap": _rule(lambda c, eta: Remasking(c.schedule, c.mask_id, Cap(eta)), eta=0.02),
+    "remask_rescale": _rule(
+        lambda c, eta: Remasking(c.schedule, c.mask_id, Rescale(eta)), eta=0.02
     ),
-    "remask_loop": lambda c, **how: loop(c.schedule, c.mask_id, **how),
-    "wino": lambda c, draft=0.6, verify=0.9: Wino(c.schedule, c.mask_id, draft, verify),
+    "remask_confidence": _rule(
+        lambda c, eta: Remasking(c.schedule, c.mask_id, Cap(eta), by_confidence=True), eta=0.02
+    ),
+    "remask_loop": _rule(
+        lambda c, **own: loop(c.schedule, c.mask_id, **own),
+        eta=0.02,
+        t_on=0.55,
+        t_off=0.05,
+        alpha_on=0.9,
+    ),
+    "wino": _rule(lambda c, **own: Wino(c.schedule, c.mask_id, **own), draft=0.6, verify=0.9),
 }
 
 # what other packages call the same thing
@@ -64,6 +96,9 @@ ALIASES = {
     "alg": "step",
 }
 
+LAYOUTS = ("packed", "padded")
+LARGEST_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class GenerationOptions:
@@ -73,7 +108,7 @@ class GenerationOptions:
     canvas: int | None = None  # positions the model was trained on; None: its largest
     layout: str = "packed"  # "padded": a text ends in eos, and the rest of its canvas is padding
     num_steps: int | None = None  # None: one for every new token
-    step: str = "ancestral"
+    step: str | None = None  # None: "ancestral"; for an autoregressive model "left_to_right"
     step_options: Mapping[str, float] = field(default_factory=dict)
     block: int | None = None  # decode in blocks of this many positions
     lookahead: bool = True  # a block sees what follows it
@@ -90,32 +125,45 @@ class GenerationOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.layout not in ("packed", "padded"):
+        if self.layout not in LAYOUTS:
             raise ConfigError(f"layout must be 'packed' or 'padded', got '{self.layout}'")
-        if self.step not in STEPS:
+        if self.seed is not None and not 0 <= self.seed <= LARGEST_SEED:
+            raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if self.step is None and self.step_options:
+            raise ConfigError("step_options without a step; name the step that they are for")
+        if self.step is not None and self.step not in STEPS:
             raise ConfigError(f"unknown step '{self.step}'{near(self.step, STEPS)}")
+        if self.step is not None:
+            STEPS[self.step].check(self.step, self.step_options)
         self.filters(())  # their own checks: a bad temperature is refused here, not later
 
     def with_changes(self, **changes: Any) -> "GenerationOptions":
-        """The same with some options changed; unknown names are errors that name the near ones."""
+        """The same with some options changed; unknown names are errors that name the near ones.
+
+        Another step leaves the old one's `step_options` behind.
+        """
         known = {f.name for f in fields(self)}
-        named = {ALIASES.get(name, name): value for name, value in changes.items()}
-        for name in named:
+        named: dict[str, Any] = {}
+        for given, value in changes.items():
+            name = ALIASES.get(given, given)
             if name not in known:
-                raise ConfigError(f"unknown option '{name}'{near(name, known | set(ALIASES))}")
+                raise ConfigError(f"unknown option '{given}'{near(given, known | set(ALIASES))}")
+            if name in named:
+                raise ConfigError(f"'{given}' is another word for '{name}'; give one of them")
+            named[name] = value
+        if named.get("step", self.step) != self.step:
+            named.setdefault("step_options", {})
         return replace(self, **named)
 
     def rule(self, corruption: Corruption) -> Step:
-        """The step rule, for a model of this corruption."""
-        if not corruption.absorbing and self.step != "ancestral":
+        """The step rule, for a diffusion model of this corruption."""
+        name = self.step or "ancestral"
+        if not corruption.absorbing and name != "ancestral":
             raise ConfigError(
-                f"step '{self.step}' needs a masked model, and this one was trained on "
+                f"step '{name}' needs a masked model, and this one was trained on "
                 f"{type(corruption).__name__.lower()} noise; use step='ancestral'"
             )
-        try:
-            return STEPS[self.step](corruption, **self.step_options)
-        except TypeError as error:
-            raise ConfigError(f"step '{self.step}': {error}") from None
+        return STEPS[name](corruption, self.step_options)
 
     def filters(self, never: tuple[int, ...]) -> tuple[Filter, ...]:
         """The filters in their order; `never` are ids that text must not contain."""
@@ -150,10 +198,9 @@ def read_generation_config(folder: str | Path) -> GenerationOptions:
         return GenerationOptions()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    known = {f.name for f in fields(GenerationOptions)}
-    ours = {k: v for k, v in values.items() if k in known}
-    if "suppress" in ours:
-        ours["suppress"] = tuple(ours["suppress"])
-    return GenerationOptions(**ours)
+        known = {f.name for f in fields(GenerationOptions)}
+        ours: dict[str, Any] = {k: v for k, v in values.items() if k in known and v is not None}
+        ours["suppress"] = tuple(ours.get("suppress", ()))
+        return GenerationOptions(**ours)
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or not what we wrote
+        raise CheckpointError(f"{path} does not hold generation options: {error}") from None

@@ -1,71 +1,166 @@
-"""What passes between a request and its text: the task, the pages, the result."""
+"""What passes between a request and its text: the task, the pages, the result, and their reader."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import groupby, takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sfumato.options import GenerationOptions
 from sfumato.rng import Rng
-from sfumato.types import Canvas, Filter
+from sfumato.types import Canvas, Filter, Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+NOISE = "\u2591"  # a shade, for what is not decided yet
+
+Part = str | slice  # given text, or the positions of the canvas that are written there
 
 
 @dataclass(frozen=True)
 class Task:
-    """One request on its way from options to text."""
+    """One request, checked and laid out."""
 
-    options: GenerationOptions
-    prompts: tuple[str, ...]
+    options: GenerationOptions  # with the seed, also where the user gave none
+    rows: tuple[tuple[Part, ...], ...]
     canvas: Canvas
     rng: Rng
-    seed: int
+    step: Step
     filters: tuple[Filter, ...]
-    left: Tensor | None
-    hidden: Tensor | None
-    whole: bool = False  # the text is the whole canvas, as in infilling
-
-    @property
-    def num_steps(self) -> int:
-        """Steps that will be taken at most."""
-        return self.options.num_steps or int(self.canvas.noisy.sum(1).max())
+    left: Tensor | None = None  # [B, P] prompts before the canvas
+    hidden: Tensor | None = None  # [B, P] bool, their padding
 
 
 @dataclass(frozen=True)
 class Page:
     """The state of generation after one step."""
 
+    task: Task
     step: int  # from 1; 0 is the blank page
     canvas: Canvas
     decided: Tensor  # [B, L] the step that decided each position; 0 given, -1 still noisy
-    given: Tensor  # [B, P] text before the canvas that every row sees
 
 
 @dataclass(frozen=True)
 class Generation:
     """What came out, one entry a row."""
 
-    texts: tuple[str, ...]  # the new text; with infilling, all of it
-    prompts: tuple[str, ...]
+    texts: tuple[str, ...]  # what is new
+    full_texts: tuple[str, ...]  # with what was given, which stays as it was to the byte
+    fills: tuple[tuple[str, ...], ...]  # with infilling, the new text of each gap
     tokens: tuple[tuple[int, ...], ...]  # of `texts`
     num_steps: int  # steps taken
     tokens_per_step: float  # new positions decided a step, mean over rows
-    seed: int
-
-    @property
-    def full_texts(self) -> tuple[str, ...]:
-        """Prompt and new text of every row."""
-        return tuple(p + t for p, t in zip(self.prompts, self.texts, strict=True))
+    options: GenerationOptions  # these make the same texts again
 
     @property
     def text(self) -> str:
-        """Prompt and new text of the first row."""
+        """The first row, with what was given."""
         return self.full_texts[0]
+
+    @property
+    def seed(self) -> int | None:
+        return self.options.seed
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return asdict(self)
+
+
+class Piece(NamedTuple):
+    """A stretch of a page's text."""
+
+    text: str  # empty where it is noise
+    step: int  # that decided it; 0 given, -1 still noisy
+    tokens: tuple[int, ...]
+
+
+class _Run(NamedTuple):
+    """Neighbouring positions that are all decided, or all noisy."""
+
+    ids: list[int]
+    steps: list[int]
+    before: int | None  # the given token left of it
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns pages into text: given text as it was given, tokens decoded, cut at the first end."""
+
+    tokenizer: "PreTrainedTokenizerFast"
+    ends: frozenset[int]  # ids that end a text
+
+    def show(self, page: Page, row: int = 0, noise: str = NOISE) -> str:
+        """One row of a page, with `noise` for every position that is not decided yet."""
+        pieces = self.pieces(page, row)
+        return "".join(noise * len(p.tokens) if p.step < 0 else p.text for p in pieces)
+
+    def pieces(self, page: Page, row: int, *, by_step: bool = False) -> Iterator[Piece]:
+        """One row from left to right; with `by_step`, apart wherever another step decided."""
+        for part in page.task.rows[row]:
+            if isinstance(part, str):
+                yield Piece(part, 0, ())
+                continue
+            for run in _runs(page, row, part):
+                if run.steps[0] < 0:
+                    yield Piece("", -1, tuple(run.ids))
+                    continue
+                end = next((n for n, i in enumerate(run.ids) if i in self.ends), None)
+                kept = _Run(run.ids[:end], run.steps[:end], run.before)
+                text = self._decode(kept)
+                if by_step:
+                    yield from self._by_step(kept, text)
+                elif kept.ids:
+                    yield Piece(text, max(kept.steps), tuple(kept.ids))
+                if end is not None:
+                    return
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, as it is: special tokens are no part of it."""
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def _decode(self, run: _Run) -> str:
+        """Its text as it reads after the token before it: some tokenizers put spaces between."""
+        text = self.decode(run.ids)
+        if run.before is None:
+            return text
+        lead, whole = self.decode([run.before]), self.decode([run.before, *run.ids])
+        return whole.removeprefix(lead) if whole.startswith(lead) else text
+
+    def _by_step(self, run: _Run, text: str) -> Iterator[Piece]:
+        """A character whose bytes several steps decided goes to the last of its tokens."""
+        start = done = 0
+        for step, group in groupby(range(len(run.ids)), key=run.steps.__getitem__):
+            stop = list(group)[-1] + 1
+            upto = len(text)
+            if stop < len(run.ids):
+                so_far = self._decode(_Run(run.ids[:stop], run.steps[:stop], run.before))
+                alike = takewhile(lambda pair: pair[0] == pair[1], zip(so_far, text, strict=False))
+                upto = max(done, len(list(alike)))
+            yield Piece(text[done:upto], step, tuple(run.ids[start:stop]))
+            start, done = stop, upto
+
+
+def _runs(page: Page, row: int, part: slice) -> Iterator[_Run]:
+    ids, steps = page.canvas.tokens[row, part].tolist(), page.decided[row, part].tolist()
+    for _, group in groupby(range(len(ids)), key=lambda n: steps[n] < 0):
+        first, *others = group
+        run = slice(first, first + 1 + len(others))
+        yield _Run(ids[run], steps[run], None if first else _before(page, row, part.start))
+
+
+def _before(page: Page, row: int, start: int) -> int | None:
+    """The given token left of a part."""
+    if start:
+        return int(page.canvas.tokens[row, start - 1])
+    left = page.task.left
+    return None if left is None or not left.shape[1] else int(left[row, -1])
 
 
 def template(rows: Sequence[Sequence[int]], width: int, blank: int) -> tuple[Tensor, Tensor]:

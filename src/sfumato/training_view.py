@@ -1,16 +1,27 @@
-"""Training in the terminal: a progress bar, and a line whenever something happened."""
+"""Training in the terminal: a progress bar, and a line whenever something happened.
+
+Where nobody can see a bar (a file, a pipe), the steps are lines too, one every logging interval.
+"""
 
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from sfumato.train.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
 
 
-def show(events: Iterable[Event], console: Console) -> None:
-    """Draw a run while it happens; off a terminal, one line every few steps is left to the log."""
+def show(events: Iterable[Event], console: Console, every: int) -> None:
+    """Draw a run while it happens; `every`: steps between two lines where there is no bar."""
+    if not console.is_terminal:
+        for event in events:
+            if isinstance(event, Stepped):
+                if event.step % every == 0:
+                    _print(console, Text(f"step {event.step}: {_numbers(event)}"))
+            else:
+                _print(console, describe(event))
+        return
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, numbers="")
@@ -19,9 +30,12 @@ def show(events: Iterable[Event], console: Console) -> None:
                 bar.update(task, total=event.max_steps, completed=event.step)
             if isinstance(event, Stepped):
                 bar.update(task, completed=event.step, numbers=_numbers(event))
-            line = _line(event)
-            if line:
-                console.print(line, highlight=False)
+            _print(console, describe(event))
+
+
+def _print(console: Console, text: Text | None) -> None:
+    if text is not None:
+        console.print(text, soft_wrap=True)
 
 
 def _numbers(event: Stepped) -> str:
@@ -31,26 +45,28 @@ def _numbers(event: Stepped) -> str:
     )
 
 
-def _line(event: Event) -> str | None:
+def describe(event: Event) -> Text | None:
+    """What happened, in words; of steps and checkpoints there are too many."""
     match event:
         case Started():
             begin = f", going on after step {event.step}" if event.step else ""
-            return (
+            return Text(
                 f"{event.num_weights / 1e6:.2f} M weights, {event.num_rows:,} rows, "
                 f"{event.device}, {event.precision}{begin}"
             )
         case Evaluated():
-            best = "  best so far" if event.best else ""
-            return (
+            best = ", best so far" if event.best else ""
+            return Text(
                 f"step {event.step}: held-out bound {event.bound:.4f} +- {event.error:.4f} nats a "
                 f"token, {event.accuracy:.1%} right{best}"
             )
         case Sampled():
-            return "\n".join(f"[dim]{escape(text)}[/]" for text in event.texts)
+            lines = [Text(f"  {line}", "dim") for text in event.texts for line in text.split("\n")]
+            return Text("\n").join([Text(f"step {event.step} writes:"), *lines])
         case Finished():
             early = ", stopped early" if event.stopped_early else ""
             best = "" if event.best is None else f", best held-out bound {event.best:.4f}"
-            return f"done after {event.step} steps{early}{best}: {event.path}"
+            return Text(f"done after {event.step} steps{early}{best}: {event.path}")
         case Saved() | Stepped():
             return None
 

@@ -5,8 +5,10 @@ versions, so that it can be made again.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.data.prepared import PREPARED, Prepared
+from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
 from sfumato.data.rows import Rows
 from sfumato.data.sources import Source
-from sfumato.errors import ConfigError, DataError
+from sfumato.errors import ConfigError, DataError, MissingExtra
 from sfumato.evals.judge import Judge
 from sfumato.evals.record import record
 from sfumato.evals.text import text_report
+from sfumato.folders import find_folder
 from sfumato.likelihood import Likelihood, bound, by_decoder, left_to_right, ratio
-from sfumato.pipeline import SHIPPED, DiffusionLM
+from sfumato.options import GenerationOptions
+from sfumato.pipeline import DiffusionLM
 from sfumato.rng import Rng
 from sfumato.types import Batch
 
-BATCH = 16  # rows in one forward pass
+BATCH = 16  # rows in one forward pass, texts written at a time
+REFERENCES = 1024  # most held-out texts that BLEU compares with
+BEFORE = 8  # tokens: more than those that can share a character of 4 bytes
+
+Estimator = Callable[[Batch], Likelihood]
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class EvaluateOptions:
     rows: int = 256  # held-out rows or texts, at most
     num_samples: int = 8  # random maskings of each row
     exact: bool = False  # the exact likelihood under a step rule, one forward pass a step
-    step: str | None = None  # that rule, and the one texts are generated with
+    step: str | None = None  # of `exact` (None: margin) and of texts (None: the model's own)
     num_steps: int | None = None
     temperature: float | None = None
     judge: str | None = None  # a causal language model by path
@@ -47,67 +55,120 @@ class EvaluateOptions:
         for name in ("rows", "num_samples", "num_texts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        GenerationOptions(**self.generation())  # its own checks
+
+    def generation(self) -> dict[str, Any]:
+        """What differs from the model's own way of writing."""
+        changes = {name: getattr(self, name) for name in ("step", "num_steps", "temperature")}
+        chosen = {name: value for name, value in changes.items() if value is not None}
+        return {**chosen, "seed": self.seed}
 
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out rows, with how much text each of them is."""
+    """Held-out rows, how much text each of them is, and whole texts to compare with."""
 
     batch: Batch
     text_tokens: Tensor  # [B] tokens up to and with the end: filling is no text
-    text_bytes: Tensor  # [B] UTF-8 bytes
+    text_bytes: Tensor  # [B] UTF-8 bytes that they spell
+    texts: list[str]
+    name: dict[str, Any]
 
     def parts(self) -> Iterator[Batch]:
         """A few rows at a time."""
-        for start in range(0, len(self.batch.tokens), BATCH):
-            part = slice(start, start + BATCH)
-            batch = self.batch
-            yield Batch(
-                batch.tokens[part],
-                batch.trainable[part],
-                batch.segments[part],
-                batch.slots[part],
-            )
+        b = self.batch
+        columns = (b.tokens, b.trainable, b.segments, b.slots)
+        for parts in zip(*(column.split(BATCH) for column in columns), strict=True):
+            yield Batch(*parts)
 
 
 def evaluate(
-    lm: DiffusionLM, data: str | Path, options: EvaluateOptions, *, model_name: str
+    lm: DiffusionLM,
+    data: str | Path | Source,
+    options: EvaluateOptions,
+    *,
+    model_name: str,
+    progress: Callable[[str], None] = lambda doing: None,
 ) -> dict[str, Any]:
-    """The record of a model on prepared data (its validation split) or on texts from a source."""
-    held, references = _held_out(lm, data, options.rows)
-    results: dict[str, Any] = {"rows": len(held.text_tokens)}
-    rng = Rng.from_seed(options.seed, device=lm.device)
-    if lm.model.config.objective == "next_token":
-        likelihood = Likelihood.join([left_to_right(lm.denoiser, b) for b in held.parts()])
-    else:
-        each = [
-            bound(lm.denoiser, lm.corruption, batch, rng, samples=options.num_samples)
-            for batch in held.parts()
-        ]
-        likelihood = Likelihood.join(each)
-    results["likelihood"] = _report(likelihood, held)
-    if options.exact:
-        results["exact_likelihood"] = _report(_by_decoder(lm, held, options), held)
+    """The record of a model on prepared data (its validation split) or on texts from a source.
+
+    `model_name`: where `lm` was loaded from. `progress` is told what is being done.
+    """
+    judge = None
     if options.judge is not None:
-        results["texts"] = _judged(lm, references, options)
-    models = {"model": _path_of(model_name)}
+        if find_spec("sacrebleu") is None:  # before hours of work, not after
+            raise MissingExtra("sacrebleu", "eval", "BLEU and Self-BLEU")
+        progress("loading the judge")
+        judge = Judge.load(options.judge, device=lm.device)
+    held = _held_out(lm, data, options)
+    results: dict[str, Any] = {"rows": len(held.text_tokens)}
+    with lm.inference():
+        estimator, scored = _estimator(lm, options)
+        likelihood = _measure("likelihood", estimator, held, progress)
+        results["likelihood"] = _report(likelihood, held, scored)
+        if options.exact and lm.autoregressive:
+            results["exact_likelihood"] = results["likelihood"]
+        elif options.exact:
+            likelihood = _measure("exact likelihood", _decoder(lm, options), held, progress)
+            results["exact_likelihood"] = _report(likelihood, held, "tokens when they are decided")
+    if judge is not None:
+        results["texts"] = _judged(lm, held.texts, judge, options, progress)
+    models: dict[str, str | Path] = {"model": find_folder(model_name)}
     if options.judge is not None:
         models["judge"] = options.judge
-    return record(
+    made = record(
         sys.argv,
-        {"data": str(data), **asdict(options)},
+        {"data": held.name, "options": asdict(options), "generation": asdict(lm.options)},
         results,
         seed=options.seed,
         device=lm.device,
         models=models,
     )
+    made["models"]["model"]["path"] = model_name
+    return made
 
 
-def _path_of(model_name: str) -> str | Path:
-    return SHIPPED if model_name == "stories" and not Path(model_name).exists() else model_name
+def _estimator(lm: DiffusionLM, options: EvaluateOptions) -> tuple[Estimator, str]:
+    """How this model's likelihood is measured, and what its accuracy is then about."""
+    if lm.autoregressive:
+        return partial(left_to_right, lm.denoiser), "next tokens"
+    estimator = partial(
+        bound,
+        lm.denoiser,
+        lm.corruption,
+        rng=Rng.from_seed(options.seed, device=lm.device),
+        samples=options.num_samples,
+    )
+    if lm.corruption.absorbing:
+        return estimator, "masked tokens: k of n masked, k spread evenly over 1 to n"
+    return estimator, "replaced tokens: times spread evenly over (0, 1)"
 
 
-def _report(likelihood: Likelihood, held: Held) -> dict[str, Any]:
+def _decoder(lm: DiffusionLM, options: EvaluateOptions) -> Estimator:
+    chosen = lm.options.with_changes(**{"step": "margin", **options.generation()})
+    return partial(
+        by_decoder,
+        lm.denoiser,
+        lm.corruption,
+        step=chosen.rule(lm.corruption),
+        num_steps=chosen.num_steps,
+        block=chosen.block,
+        lookahead=chosen.lookahead,
+        filters=chosen.filters(()),
+    )
+
+
+def _measure(
+    what: str, estimator: Estimator, held: Held, progress: Callable[[str], None]
+) -> Likelihood:
+    each, rows = [], len(held.text_tokens)
+    for number, batch in enumerate(held.parts()):
+        progress(f"{what}: {number * BATCH} of {rows} rows")
+        each.append(estimator(batch))
+    return Likelihood.join(each)
+
+
+def _report(likelihood: Likelihood, held: Held, scored: str) -> dict[str, Any]:
     per_token = ratio(likelihood.nats, held.text_tokens)
     return {
         "estimator": likelihood.estimator,
@@ -115,81 +176,131 @@ def _report(likelihood: Likelihood, held: Held) -> dict[str, Any]:
         "perplexity": asdict(per_token.exp()),
         "bits_per_byte": asdict(likelihood.bits_per_byte(held.text_bytes)),
         "accuracy": likelihood.accuracy,
+        "accuracy_of": scored,
         "tokens": int(held.text_tokens.sum()),
         "bytes": int(held.text_bytes.sum()),
     }
 
 
-def _by_decoder(lm: DiffusionLM, held: Held, options: EvaluateOptions) -> Likelihood:
-    changes = {"step": options.step or "margin", "num_steps": options.num_steps}
-    chosen = replace(lm.options, **changes)
-    if options.temperature is not None:
-        chosen = replace(chosen, temperature=options.temperature)
-    rule, filters = chosen.rule(lm.corruption), chosen.filters(())
-    each = [
-        by_decoder(
-            lm.denoiser, lm.corruption, batch, rule, num_steps=chosen.num_steps, filters=filters
+def _judged(
+    lm: DiffusionLM,
+    held_out: Sequence[str],
+    judge: Judge,
+    options: EvaluateOptions,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """What the judge says of generated texts, and of held-out ones; both beside other real ones."""
+    real = list(held_out[: min(options.num_texts, len(held_out) // 2)])
+    others = list(held_out[len(real) :])
+    if not real:
+        raise DataError(
+            f"judged texts are compared with held-out ones: expected at least 2, got "
+            f"{len(held_out)}; hold out more, or leave out the judge"
         )
-        for batch in held.parts()
-    ]
-    return Likelihood.join(each)
-
-
-def _judged(lm: DiffusionLM, references: Sequence[str], options: EvaluateOptions) -> dict[str, Any]:
-    """What the judge says of generated texts, and of as many held-out ones."""
-    changes = {"num_steps": options.num_steps, "step": options.step}
-    changes |= {"temperature": options.temperature, "seed": options.seed}
-    chosen = {name: value for name, value in changes.items() if value is not None}
     texts: list[str] = []
-    for start in range(0, options.num_texts, BATCH):
-        count = min(BATCH, options.num_texts - start)
-        chosen["seed"] = options.seed + start
-        texts += lm.generate(num_samples=count, **chosen).texts
-    judge = Judge.load(str(options.judge), device=lm.device)
-    real = list(references)[: options.num_texts]
-    others = list(references)[options.num_texts :] or real
+    seeds = range(options.seed, options.seed + -(-options.num_texts // BATCH))
+    for seed in seeds:
+        progress(f"writing text {len(texts) + 1} of {options.num_texts}")
+        count = min(BATCH, options.num_texts - len(texts))
+        changes = {**options.generation(), "seed": seed}
+        texts += lm.generate(num_samples=count, **changes).texts
+    progress("judging")
     return {
-        "generation": asdict(replace(lm.options, **chosen)),
+        "generation": asdict(lm.options.with_changes(**options.generation())),
+        "seeds": list(seeds),  # one for every 16 texts
         "generated": text_report(texts, others, judge),
         "held_out": text_report(real, others, judge),
     }
 
 
-def _held_out(lm: DiffusionLM, data: str | Path, limit: int) -> tuple[Held, list[str]]:
-    """Rows to measure on, and whole texts to compare with."""
-    length = lm.options.canvas or lm.model.config.max_position_embeddings
-    if not (Path(data) / PREPARED).exists():
-        texts = list(Source(str(data), limit=limit).documents())
-        if not texts:
-            raise DataError(f"{data} holds no text to evaluate on")
-        batch, text, _ = lm.rows(texts)
-        return _held(lm, batch, text), texts
-    prepared = Prepared.open(data, lm.tokenizer)
-    layout: Any = lm.options.layout
-    rows = Rows(data, "validation", length=length, layout=layout)
+# --- what is measured on ---
+
+
+def _held_out(lm: DiffusionLM, data: str | Path | Source, options: EvaluateOptions) -> Held:
+    source = data if isinstance(data, Source) else Source(str(data))
+    wanted = options.num_texts + REFERENCES if options.judge is not None else 0
+    folder = Path(source.name).expanduser()
+    if (folder / PREPARED).exists() or (folder / JOURNAL).exists():
+        return _from_prepared(lm, folder, options.rows, wanted)
+    limit = min(max(options.rows, wanted), source.limit or sys.maxsize)
+    texts = list(replace(source, limit=limit).documents())
+    if not texts:
+        raise DataError(f"{source.name} holds no text to evaluate on")
+    batch, text, _ = lm.rows(texts[: options.rows])
+    return _held(lm, batch, text, [_cut(lm, t) for t in texts[:wanted]], asdict(source))
+
+
+def _from_prepared(lm: DiffusionLM, folder: Path, limit: int, wanted: int) -> Held:
+    length = _canvas(lm)
+    prepared = Prepared.open(folder, lm.tokenizer)
+    rows = Rows(folder, "validation", length=length, layout=lm.options.layout)  # type: ignore[arg-type]
     taken = rows.batch(np.arange(min(limit, len(rows))))
-    batch = Batch(
-        *(torch.from_numpy(taken[name]).to(lm.device) for name in ("tokens", "trainable")),
-        torch.from_numpy(taken["segments"]).to(lm.device),
-        torch.arange(len(taken["tokens"]), device=lm.device),
+    tokens, trainable, segments = (
+        torch.from_numpy(taken[name]).to(lm.device) for name in ("tokens", "trainable", "segments")
     )
-    text = batch.trainable
-    if lm.options.layout == "padded":  # filling follows the first eos
-        text = text & ((batch.tokens == lm.special.eos).long().cumsum(1).roll(1, 1) < 1)
-        text[:, 0] = True
+    batch = Batch(tokens, trainable, segments, torch.arange(len(tokens), device=lm.device))
+    text = trainable
+    if lm.options.layout == "padded":  # filling follows the first end
+        ends = (tokens == lm.special.eos).long()
+        text = text & (ends.cumsum(1) - ends == 0)
     split = prepared.split("validation")
-    starts = [0, *split.ends[: 4 * limit - 1].tolist()]
+    stops = split.ends[:wanted].tolist()
     texts = [
-        lm.tokenizer.decode(split.tokens[a:b].astype(np.int64), skip_special_tokens=True)
-        for a, b in zip(starts, split.ends[: 4 * limit].tolist(), strict=False)
+        _decoded(lm, split.tokens[start:stop].astype(np.int64).tolist())
+        for start, stop in zip([0, *stops], stops, strict=False)
     ]
-    return _held(lm, batch, text), texts
+    name = {"folder": str(folder), "split": "validation", "fingerprint": prepared.fingerprint}
+    return _held(lm, batch, text, texts, name)
 
 
-def _held(lm: DiffusionLM, batch: Batch, text: Tensor) -> Held:
-    """Count the text in each row: its tokens, and the bytes that they spell."""
-    sizes = [
-        len(lm.tokenizer.decode(row[kept], skip_special_tokens=True).encode())
-        for row, kept in zip(batch.tokens.cpu(), text.cpu(), strict=True)
-    ]
-    return Held(batch, text.sum(1), torch.tensor(sizes, device=batch.tokens.device))
+def _held(
+    lm: DiffusionLM, batch: Batch, text: Tensor, texts: list[str], name: dict[str, Any]
+) -> Held:
+    kept = [row[at].tolist() for row, at in zip(batch.tokens.cpu(), text.cpu(), strict=True)]
+    sizes = torch.tensor(count_bytes(lm, kept), device=batch.tokens.device)
+    return Held(batch, text.sum(1), sizes, texts, name)
+
+
+def count_bytes(lm: DiffusionLM, rows: Sequence[Sequence[int]]) -> list[int]:
+    """UTF-8 bytes that rows spell, each going on where the one before it stopped.
+
+    A character whose bytes lie in two rows counts in the second. A document ends with eos.
+    """
+    sizes, before = [], []
+    for row in rows:
+        size = 0
+        for part in _documents(row, lm.special.eos):
+            ended = part[-1] == lm.special.eos
+            size += _spelt(lm, [*before, *part], ended) - _spelt(lm, before, False)
+            before = [] if ended else [*before, *part][-BEFORE:]
+        sizes.append(size)
+    return sizes
+
+
+def _documents(row: Sequence[int], eos: int) -> Iterator[Sequence[int]]:
+    start = 0
+    for stop in [place + 1 for place, token in enumerate(row) if token == eos] + [len(row)]:
+        if stop > start:
+            yield row[start:stop]
+        start = stop
+
+
+def _spelt(lm: DiffusionLM, ids: Sequence[int], ended: bool) -> int:
+    text = lm.reader.decode(list(ids))
+    return len((text if ended else text.removesuffix("\ufffd")).encode())
+
+
+def _canvas(lm: DiffusionLM) -> int:
+    return lm.options.canvas or lm.model.config.max_position_embeddings
+
+
+def _cut(lm: DiffusionLM, text: str) -> str:
+    """As much of a text as the model could have written itself."""
+    encoding = lm.encode([text])[0]
+    return text if len(encoding) < _canvas(lm) else _decoded(lm, encoding)
+
+
+def _decoded(lm: DiffusionLM, ids: Sequence[int]) -> str:
+    kept = list(ids[: _canvas(lm)])
+    text = lm.reader.decode(kept)
+    return text if len(kept) == len(ids) else text.removesuffix("\ufffd")

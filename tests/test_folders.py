@@ -1,0 +1,224 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from local_hub import environment, serve
+from safetensors.torch import load_file, save_file
+from tiny_lm import saved, tiny_lm
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+import sfumato.models  # noqa: F401 (teaches the Auto classes our types)
+from sfumato.errors import CheckpointError, TokenizerError
+from sfumato.folders import SHIPPED, find_folder
+from sfumato.pipeline import DiffusionLM
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return saved(tiny_lm(), tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(original, tmp_path / "tiny")
+
+
+def change_config(folder, **keys):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+# --- what works ---
+
+
+def test_a_saved_model_is_the_same_when_it_is_loaded(taught_lm, taught_folder):
+    loaded = DiffusionLM.from_pretrained(taught_folder)
+    assert loaded.options == taught_lm.options
+    for name, weight in taught_lm.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight), name
+    assert not loaded.model.training
+    again = {"prompt": "The", "seed": 3}
+    assert loaded.generate(**again) == taught_lm.generate(**again)
+
+
+def test_generation_options_travel_with_the_model(tmp_path):
+    lm = tiny_lm()
+    options = lm.options.with_changes(step="threshold", step_options={"level": 0.5}, suppress=(9,))
+    loaded = DiffusionLM.from_pretrained(
+        saved(DiffusionLM(lm.model, lm.tokenizer, options), tmp_path)
+    )
+    assert loaded.options == options
+    special = {"mask_token_id": loaded.special.mask, "eos_token_id": loaded.special.eos}
+    assert json.loads((tmp_path / "generation_config.json").read_text()).items() >= special.items()
+
+
+def test_a_folder_is_a_plain_hugging_face_model(original):
+    files = {path.name for path in original.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".py"))]
+    assert AutoConfig.from_pretrained(original).model_type == "sfumato"
+    model = AutoModelForMaskedLM.from_pretrained(original)
+    encoded = AutoTokenizer.from_pretrained(original)("The fox", return_tensors="pt")
+    with torch.no_grad():
+        logits = model(encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
+    assert logits.shape == (*encoded["input_ids"].shape, model.config.vocab_size)
+
+
+def test_a_home_folder_is_found(original, monkeypatch):
+    monkeypatch.setenv("HOME", str(original.parent))
+    assert find_folder("~/tiny").samefile(original)
+
+
+def test_stories_is_a_folder_here_or_the_shipped_model(original, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if SHIPPED.exists():
+        assert find_folder("stories") == SHIPPED
+    shutil.copytree(original, "stories")
+    assert find_folder("stories").samefile(tmp_path / "stories")
+
+
+def test_a_missing_shipped_model_is_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sfumato.folders.SHIPPED", tmp_path / "none")
+    with pytest.raises(CheckpointError, match="comes with sfumato is missing; reinstall"):
+        find_folder("stories")
+
+
+# --- what does not ---
+
+
+def refused(folder, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        DiffusionLM.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    refused(tmp_path / "none", "no model in .*none: expected a folder with config.json")
+    refused("./none", r"no model in \./none")
+
+
+def test_a_folder_without_a_config_is_refused(folder):
+    (folder / "config.json").unlink()
+    refused(folder, "no model in .*tiny: expected a folder with config.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3"])
+def test_a_broken_config_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    refused(folder, r"the config.json of .*tiny is not that of a model")
+
+
+def test_a_model_of_another_family_is_refused(folder):
+    change_config(folder, model_type="bert")
+    refused(folder, "a model of type 'bert'; expected one of: sfumato")
+
+
+def test_pickled_weights_are_not_opened(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    refused(folder, r"holds no model.safetensors; pickled weights .* are not opened")
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000, -1])
+def test_damaged_weights_are_refused(folder, size):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    refused(folder, "cannot load the model in .*tiny: ")
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    change_config(folder, hidden_size=64)
+    refused(folder, "cannot load the model in .*tiny: ")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_weights_of_another_depth_are_refused(folder, layers):
+    change_config(folder, num_hidden_layers=layers)
+    refused(folder, r"the weights in .*tiny are not those of its config.json: .*blocks\.")
+
+
+def test_weights_that_lack_a_tensor_are_refused(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["norm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "differ in norm.weight")
+
+
+def test_an_unknown_corruption_is_refused(folder):
+    change_config(folder, corruption={"name": "mashed"})
+    with pytest.raises(ValueError, match="unknown corruption 'mashed'; did you mean masked"):
+        DiffusionLM.from_pretrained(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(TokenizerError, match="cannot load a tokenizer from .*tiny"):
+        DiffusionLM.from_pretrained(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    change_config(folder, mask_token_id=7)
+    refused(folder, r"the tokenizer's mask token has id 3, but the model's has 7")
+    lm = tiny_lm()
+    lm.model.config.vocab_size = 300
+    with pytest.raises(CheckpointError, match=r"the tokenizer has \d+ tokens, but the model only"):
+        DiffusionLM(lm.model, lm.tokenizer)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot save to .*file: .*choose another folder"):
+        tiny_lm().save(tmp_path / "file")
+
+
+# --- the Hub ---
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model"])
+def test_a_name_without_a_network_is_refused(name):
+    refused(name, f"'{name}' is no folder here, and the Hugging Face Hub cannot give it: ")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "what is this?", "--", ""])
+def test_what_cannot_be_a_name_is_refused(name):
+    refused(name, "(is neither a folder here nor a model on the Hugging Face Hub|no model in)")
+
+
+def test_models_come_from_the_hub_by_name(original, tmp_path):
+    shutil.copytree(original, tmp_path / "models" / "someone" / "tiny")
+    (tmp_path / "models" / "someone" / "tiny" / "evil.py").write_text("raise SystemExit(9)")
+    (tmp_path / "models" / "someone" / "empty").mkdir()
+    program = """
+from sfumato.errors import CheckpointError
+from sfumato.folders import find_folder
+from sfumato.pipeline import DiffusionLM
+print(DiffusionLM.from_pretrained("someone/tiny").generate(length=2).num_steps)
+print(any(find_folder("someone/tiny").glob("*.py")))
+for name in ("someone/none", "someone/empty"):
+    try:
+        find_folder(name)
+    except CheckpointError as error:
+        print(error)
+"""
+    with serve(tmp_path) as url:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment(url, tmp_path / "cache"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "2",
+        "False",
+        "'someone/none' is neither a folder here nor a model on the Hugging Face Hub (or it is "
+        "private); check the spelling",
+        "'someone/empty' on the Hugging Face Hub holds no config.json, so no model",
+    ]
