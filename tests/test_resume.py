@@ -189,6 +189,22 @@ def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(words, tmp_pat
     assert [e.step for e in of_kind(run_all(run), Stepped)] == [6, 7, 8, 9, 10]
 
 
+def test_a_disk_too_full_for_metrics_stops_the_run_too(words, tmp_path):
+    run = small_run(words, tmp_path / "out")
+    events = train(run)
+    for event in events:
+        if isinstance(event, Stepped):
+            break
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write .*make room"):
+            list(events)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [e.step for e in of_kind(run_all(run), Stepped)] == list(range(1, 11))
+
+
 @pytest.mark.parametrize("name", ["training.safetensors", "model.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_refused(words, tmp_path, name):
     run = small_run(words, tmp_path / "out", train={"save_steps": 5})
@@ -298,7 +314,8 @@ def test_overwriting_starts_again(words, tmp_path):
 
 
 def test_a_lock_outlives_neither_its_process_nor_a_kill(words, tmp_path):
-    run = small_run(words, tmp_path / "out", train={"save_steps": 2})
+    # its data worker holds the lock for some seconds more
+    run = small_run(words, tmp_path / "out", train={"save_steps": 2, "dataloader_num_workers": 1})
     killed_after(run, step=3)
     assert (run.output / ".lock").read_text().isdigit()
     assert of_kind(run_all(run), Started)[0].step == 2

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from small_runs import of_kind, run_all, small_run
 from torch.distributed.tensor import DTensor
 
-from sfumato.errors import ConfigError, TrainingError
+from sfumato.errors import CheckpointError, ConfigError, TrainingError
 from sfumato.train.events import Evaluated, Saved, Stepped
 from sfumato.train.trainer import Trainer
 from sfumato.train.world import World
@@ -56,6 +56,12 @@ if rank == 1:
 with pytest.raises(TrainingError, match="at step 6 "):
     list(events)
 trainer.close()
+
+# one process does not see the checkpoints of the other
+(out / "unseen").mkdir(exist_ok=True)
+trainer = Trainer(small_run(words, out / ("poisoned", "unseen")[rank], train=OPTIONS), own)
+with pytest.raises(CheckpointError, match="processes see different checkpoints"):
+    next(trainer.events())
 
 with pytest.raises(ConfigError, match="must be a multiple of 2"):
     run_all(small_run(words, out / "odd", "train.batch_size=5"))

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from sfumato.corruption import Corruption, corruption_from
+from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import SpecialIds
 from sfumato.denoisers import Full, autoregressive
-from sfumato.errors import CheckpointError, ConfigError, near
+from sfumato.errors import ConfigError, near
+from sfumato.folders import load_folder
 from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
 from sfumato.objectives import (
     SELECTIONS,
@@ -116,11 +118,9 @@ def build_measure(run: Run, corruption: Corruption, num_rows: int) -> Objective:
 
 
 def build_model(run: Run, vocab_size: int, special: SpecialIds) -> DiffusionTransformer:
-    """The run's network with fresh weights of its seed, or with those of `model.init_from`."""
-    if run.model.init_from is not None:
-        return _load_model(run, vocab_size)
-    causal = run.objective.name == "next_token"
+    """The run's network with fresh weights of its seed."""
     options = run.model
+    objective, corruption = _reading(run)
     config = TransformerConfig.of_size(
         options.size,
         **_own_shape(options),
@@ -128,10 +128,10 @@ def build_model(run: Run, vocab_size: int, special: SpecialIds) -> DiffusionTran
         max_position_embeddings=options.max_position_embeddings or run.data.length,
         dropout=options.dropout,
         time_conditioned=options.time_conditioned,
-        attention=options.attention or ("causal" if causal else "full"),
+        attention=options.attention or ("causal" if objective == "next_token" else "full"),
         block_size=options.block_size,
-        objective="next_token" if causal else run.corruption.name,
-        corruption=run.corruption.model_dump(exclude_none=True),
+        objective=objective,
+        corruption=corruption,
         architectures=[DiffusionTransformer.__name__],
         mask_token_id=special.mask,
         pad_token_id=special.pad,
@@ -149,29 +149,28 @@ def _own_shape(options: ModelOptions) -> dict[str, int]:
     return {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
 
 
-def _load_model(run: Run, vocab_size: int) -> DiffusionTransformer:
-    options, path = run.model, run.model.init_from
-    if options != ModelOptions(init_from=path):
+def load_model(run: Run, data: Prepared) -> DiffusionTransformer:
+    """The model that `model.init_from` names, if it fits data and length, for this run's noise."""
+    name = str(run.model.init_from)
+    if run.model != ModelOptions(init_from=run.model.init_from):
         raise ConfigError("model.init_from brings its own shape; leave out the other keys of model")
-    try:
-        model = DiffusionTransformer.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load model.init_from {path}: {error}") from None
+    model, tokenizer, _ = load_folder(name, torch.float32)
+    data.check_tokenizer(tokenizer)
     config = model.config
-    if config.vocab_size != vocab_size:
-        raise ConfigError(
-            f"the model in {path} has {config.vocab_size} tokens, the data have {vocab_size}; "
-            "prepare the data with the model's tokenizer"
-        )
     if config.max_position_embeddings < run.data.length:
         raise ConfigError(
-            f"the model in {path} has {config.max_position_embeddings} positions, fewer than "
+            f"the model in {name} has {config.max_position_embeddings} positions, fewer than "
             f"data.length {run.data.length}; set data.length={config.max_position_embeddings}"
         )
-    causal = run.objective.name == "next_token"
-    config.objective = "next_token" if causal else run.corruption.name
-    config.corruption = run.corruption.model_dump(exclude_none=True)
+    config.objective, config.corruption = _reading(run)
     return model
+
+
+def _reading(run: Run) -> tuple[str, dict[str, Any]]:
+    """How the outputs of the run's network are to be read: a model config's two fields."""
+    causal = run.objective.name == "next_token"
+    name = "next_token" if causal else run.corruption.name
+    return name, run.corruption.model_dump(exclude_none=True)
 
 
 def build_denoiser(run: Run, model: DiffusionTransformer, mask_id: int) -> Trainable:

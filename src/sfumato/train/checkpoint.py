@@ -108,15 +108,23 @@ def staged(place: Path) -> Iterator[Path]:
     folder = place.with_name(f".{place.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        folder.mkdir(parents=True)
-        yield folder
+        with writing(place):
+            folder.mkdir(parents=True)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Say what could not be written, and that nothing is lost."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write {place}: {error}; what was complete before is still there; "
             "make room and give the same command again to go on"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove(place: Path) -> None:
@@ -142,8 +150,10 @@ def locked(folder: Path, patience: float = 10.0) -> Iterator[None]:
     Data workers outlive a killed run by some seconds and still hold its lock: if the process named
     in the file is gone, wait up to `patience` seconds.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    with file:
         deadline = time.monotonic() + patience
         while not _try_lock(file):
             file.seek(0)

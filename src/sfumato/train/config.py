@@ -67,7 +67,7 @@ class ModelOptions(Section):
     time_conditioned: bool = False
     attention: str | None = None  # none: causal for next_token, full for the rest
     block_size: Count | None = None
-    init_from: Path | None = None  # a model folder whose weights start the run
+    init_from: str | None = None  # a model, by folder or name, whose weights start the run
 
 
 class DataOptions(Section):
@@ -121,7 +121,7 @@ class TrainOptions(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     torch_compile: bool = False
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, ...
     parallel: Literal["replicate", "shard"] = "replicate"  # DDP or FSDP2, with several processes
     dataloader_num_workers: Steps = 0
     save_steps: Count = 1_000

@@ -12,6 +12,7 @@ class Started:
     max_steps: int
     num_weights: int
     num_rows: int
+    num_processes: int
     device: str
     precision: str
 

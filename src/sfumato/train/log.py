@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -107,9 +108,10 @@ class Metrics:
             figure.savefig(self.folder / "loss.png", dpi=120)
 
     def close(self) -> None:
-        """Close every file."""
+        """Close every file. All was flushed; what a full disk refused, it refuses again here."""
         for sink in self._sinks:
-            sink.close()
+            with suppress(OSError):
+                sink.close()
 
 
 class JsonLines:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.data.prepared import Prepared
 from sfumato.data.rows import Rows
-from sfumato.data.tokenizer import fingerprint, load_tokenizer, save_tokenizer, special_ids
+from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
 from sfumato.errors import CheckpointError
 from sfumato.likelihood import Estimate, ratio
 from sfumato.options import GenerationOptions, write_generation_config
@@ -30,8 +30,9 @@ from sfumato.train.build import (
     build_measure,
     build_model,
     build_objective,
+    load_model,
 )
-from sfumato.train.checkpoint import Checkpoints, locked, publish
+from sfumato.train.checkpoint import Checkpoints, locked, publish, writing
 from sfumato.train.config import Run, dump_run
 from sfumato.train.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
 from sfumato.train.feed import MicroBatches, Order, as_batch
@@ -81,11 +82,13 @@ class Trainer:
         self.tokenizer = data.tokenizer()
         self.special = special_ids(self.tokenizer)
         self.identity = {"data": data.fingerprint, "tokenizer": fingerprint(self.tokenizer)}
-        if run.model.init_from is not None:
-            data.check_tokenizer(load_tokenizer(run.model.init_from))
         self.rows = Rows(run.data.folder, "train", length=run.data.length, layout=run.data.layout)
-        self.corruption = build_corruption(run, len(self.tokenizer), self.special.mask)
-        self.model = build_model(run, len(self.tokenizer), self.special)
+        self.model = (
+            load_model(run, data)
+            if run.model.init_from
+            else build_model(run, len(self.tokenizer), self.special)
+        )
+        self.corruption = build_corruption(run, self.model.config.vocab_size, self.special.mask)
         if run.train.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
         if run.train.torch_compile:
@@ -116,6 +119,7 @@ class Trainer:
             max_steps=run.train.max_steps,
             num_weights=sum(param.numel() for param in self.model.parameters()),
             num_rows=len(self.rows),
+            num_processes=self.world.size,
             device=str(self.world.device),
             precision=str(self.dtype).removeprefix("torch."),
         )
@@ -150,12 +154,21 @@ class Trainer:
                 f"{folder} already holds a model, and no checkpoint to go on from; "
                 "choose another output, or overwrite=true"
             )
-        self.world.wait()
+        step = self.progress.step
+        if (
+            int(self.world.sum(torch.tensor(step, device=self.world.device)))
+            != step * self.world.size
+        ):
+            raise CheckpointError(
+                f"the processes see different checkpoints in {folder}; "
+                "choose an output on a file system that all of them share"
+            )
         if self.world.first:
             if run.overwrite:
                 self.checkpoints.clear()
-            rewrite(folder / "run.yaml", dump_run(run))
-            self.metrics = Metrics(run, self.progress.step)
+            with writing(folder):
+                rewrite(folder / "run.yaml", dump_run(run))
+                self.metrics = Metrics(run, self.progress.step)
 
     def _resume(self, step: int) -> None:
         state, training = self.checkpoints.load(step)
@@ -292,14 +305,15 @@ class Trainer:
                 temperature=options.temperature,
                 seed=self.run.seed,
             )
-        texts = tuple(p + t for p, t in zip(written.prompts, written.texts, strict=True))
         if self.metrics:
-            self.metrics.write_samples(self.progress.step, texts)
-        return Sampled(self.progress.step, texts)
+            with writing(self.run.output):
+                self.metrics.write_samples(self.progress.step, written.full_texts)
+        return Sampled(self.progress.step, written.full_texts)
 
     def _log(self, record: dict[str, float]) -> None:
         if self.metrics:
-            self.metrics.write(record)
+            with writing(self.run.output):
+                self.metrics.write(record)
 
     def _averaged(self) -> AbstractContextManager:
         return self.state.average.applied() if self.state.average else nullcontext()
@@ -323,7 +337,8 @@ class Trainer:
         if self.world.first:
             self.checkpoints.save(step, state, training, lambda to: self._write_model(to, weights))
         if self.metrics:
-            self.metrics.plot()
+            with writing(self.run.output):
+                self.metrics.plot()
         return Saved(step, self.checkpoints.path(step))
 
     def _publish(self) -> None:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from sfumato.devices import find_device
 from sfumato.errors import ConfigError
 
 
@@ -38,11 +39,6 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
 
     def spread(self, module: nn.Module, parallel: str) -> nn.Module:
         """The module on this device, gradients averaged over all processes after backward passes.
@@ -91,6 +87,8 @@ def joined(device: str = "auto") -> Iterator[World]:
             )
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     own = find_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if own.index is not None:
+        torch.accelerator.set_device_index(own.index)
     begun = size > 1 and not dist.is_initialized()
     if begun:
         backend = dist.get_default_backend_for_device(own)
@@ -100,23 +98,6 @@ def joined(device: str = "auto") -> Iterator[World]:
     finally:
         if begun:
             dist.destroy_process_group()
-
-
-def find_device(name: str, index: int = 0) -> torch.device:
-    """The accelerator of this machine, number `index` of its kind, or what `name` says."""
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        name = found.type if found else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"cannot use device '{name}': {reason}; try train.device=cpu") from None
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    return device
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
