@@ -14,7 +14,7 @@ import torch
 
 from sfumato.pipeline import DiffusionLM
 
-DEFAULTS = {"step": "ancestral", "num_steps": 128, "temperature": 0.9}
+DEFAULTS = {"step": "remask_cap", "num_steps": 128, "temperature": 0.8}
 
 
 def main(run: str, out: str) -> None:
