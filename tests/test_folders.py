@@ -158,7 +158,7 @@ def test_an_unknown_corruption_is_refused(folder):
 def test_a_folder_without_a_tokenizer_is_refused(folder):
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(TokenizerError, match="cannot load a tokenizer from .*tiny"):
+    with pytest.raises(TokenizerError, match=r"cannot load a tokenizer from .*tiny"):
         DiffusionLM.from_pretrained(folder)
 
 

@@ -2,6 +2,7 @@ import copy
 import math
 from collections import deque
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -215,7 +216,7 @@ def test_stream_equals_generate(lm):
 
 def test_pages_know_which_step_decided_what(lm):
     pages = list(lm.stream("The fox", step="remask_cap", step_options={"eta": 0.5}, seed=0))
-    for before, page in zip(pages, pages[1:], strict=False):
+    for before, page in pairwise(pages):
         assert torch.equal(page.decided < 0, page.canvas.noisy)
         assert torch.equal(page.decided == 0, page.canvas.fixed)
         fresh = before.canvas.noisy & ~page.canvas.noisy

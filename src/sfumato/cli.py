@@ -416,13 +416,11 @@ def _pairs(texts: list[str]) -> dict[str, float]:
     """["level=0.8"] -> {"level": 0.8}; whole numbers stay whole."""
     values: dict[str, float] = {}
     for text in texts:
-        name, sign, value = text.partition("=")
+        name, _, value = text.partition("=")
         try:
             number = float(value)
         except ValueError:
-            sign = ""
-        if not sign:
-            raise ConfigError(f"expected name=number, such as level=0.8, got '{text}'")
+            raise ConfigError(f"expected name=number, such as level=0.8, got '{text}'") from None
         values[name] = int(number) if number.is_integer() and "." not in value else number
     return values
 
@@ -466,7 +464,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
         found = results["texts"][key]
         distinct = ", ".join(f"{float(share):.3f}" for share in found["distinct"].values())
         lines += [
-            f"{found['texts']} texts, {key.replace('_', ' ')}, judged by {found['judge']['model']}:",
+            f"{found['texts']} {key.replace('_', ' ')} texts, judged by {found['judge']['model']}:",
             f"  {number(found['perplexity'], 2)} generative perplexity",
             f"  {float(found['entropy']):.3f} nats of entropy, {distinct} distinct 1-, 2-, 3-grams",
             f"  {float(found['bleu']):.2f} BLEU, {float(found['self_bleu']):.2f} Self-BLEU",

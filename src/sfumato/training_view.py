@@ -49,10 +49,11 @@ def describe(event: Event) -> Text | None:
     """What happened, in words; of steps and checkpoints there are too many."""
     match event:
         case Started():
+            device = f"{event.num_processes} x " * (event.num_processes > 1) + event.device
             begin = f", going on after step {event.step}" if event.step else ""
             return Text(
                 f"{event.num_weights / 1e6:.2f} M weights, {event.num_rows:,} rows, "
-                f"{event.device}, {event.precision}{begin}"
+                f"{device}, {event.precision}{begin}"
             )
         case Evaluated():
             best = ", best so far" if event.best else ""

@@ -1,0 +1,358 @@
+"""The command line as a user has it: `main` with arguments, exit codes, what is printed where."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from small_runs import prepare_words
+from tiny_lm import SENTENCES
+
+from sfumato.cli import main
+from sfumato.data.prepared import Prepared
+from sfumato.data.tokenizer import load_tokenizer
+from sfumato.pages import NOISE
+
+
+@pytest.fixture(scope="module")
+def folder(taught_folder):
+    return str(taught_folder)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a command: exit code, standard output, standard error."""
+
+    def command(*words):
+        monkeypatch.setattr("sys.argv", ["sfumato", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        return caught.value.code or 0, out, err
+
+    return command
+
+
+def refused(result, message):
+    """A user's mistake: exit code 1, one line on standard error, nothing on standard output."""
+    code, out, err = result
+    assert code == 1
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+# --- generate ---
+
+
+def test_text_goes_to_standard_output_and_all_about_it_to_standard_error(run, folder):
+    code, out, err = run("generate", "A caf\u00e9", "-m", folder, "--step", "margin", "-t", 0)
+    assert code == 0
+    assert out == SENTENCES[3] + "\n"
+    assert err.startswith("21 steps, 7 tokens, ")
+    assert "seed " in err
+
+
+def test_all_options_reach_the_model(run, folder):
+    words = ["generate", "The", "-m", folder, "-n", 2, "--length", 6, "--num-steps", 4, "--json"]
+    words += ["--step", "threshold", "--step-option", "level=0.25", "--temperature", 0.5]
+    words += ["--top-k", 7, "--top-p", 0.75, "--min-p", 0.01, "--repetition-penalty", 1.25]
+    words += ["--suppress", 40, "--suppress", 41, "--block", 3, "--no-lookahead", "--seed", 9]
+    code, out, err = run(*words, "--device", "cpu")
+    assert code == 0, err
+    result = json.loads(out)
+    assert err == ""
+    assert result["model"] == folder
+    assert result["options"] == {
+        "length": 6,
+        "canvas": 24,
+        "layout": "padded",
+        "num_steps": 4,
+        "step": "threshold",
+        "step_options": {"level": 0.25},
+        "block": 3,
+        "lookahead": False,
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.75,
+        "min_p": 0.01,
+        "repetition_penalty": 1.25,
+        "suppress": [40, 41],
+        "seed": 9,
+    }
+    assert len(result["texts"]) == 2
+    assert all(text.startswith("The") for text in result["full_texts"])
+
+
+def test_the_same_seed_prints_the_same_text(run, folder):
+    words = ("generate", "-m", folder, "-n", 3, "--seed", 3, "--steps", 6)
+    assert run(*words)[1] == run(*words)[1]
+    assert run(*words)[1] != run(*words[:-3], 4, "--steps", 6)[1]
+
+
+def test_gaps_are_filled(run, folder):
+    words = ("generate", "--infill", "A caf\u00e9 had____ on its roof.", "-m", folder)
+    _, out, _ = run(*words, "--gap-length", 2, "--step", "margin", "--temperature", 0)
+    assert out == SENTENCES[3] + "\n"
+    result = json.loads(run(*words, "--gap-length", 5, "--json", "--seed", 0)[1])
+    assert result["full_texts"][0].endswith(" on its roof.")
+    assert len(result["tokens"][0]) == 5
+    refused(run(*words), "the text has 25 tokens with its gaps")
+
+
+def test_a_trajectory_has_every_page(run, folder, tmp_path):
+    path = tmp_path / "pages.jsonl"
+    words = ("generate", "The fox", "-m", folder, "--length", 8, "--steps", 4, "--seed", 0)
+    code, out, _ = run(*words, "--trajectory", path)
+    assert code == 0
+    pages = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [page["step"] for page in pages] == [0, 1, 2, 3, 4]
+    assert pages[0]["texts"] == ["The fox" + NOISE * 8]
+    assert pages[0]["decided"] == [[-1] * 8]
+    assert pages[-1]["texts"] == [out[:-1]]
+    assert sorted(set(pages[-1]["decided"][0])) == [1, 2, 3, 4]
+    assert len(pages[-1]["tokens"][0]) == 8
+
+
+def test_a_terminal_shows_the_page_while_it_is_written(folder, monkeypatch):
+    words = ["generate", "The fox", "-m", folder, "--length", "8", "--seed", "0"]
+    shown = on_a_terminal(words, monkeypatch)
+    assert NOISE in shown
+    assert "step 0, 8 tokens to decide" in shown
+    assert "steps, 4 tokens, " in shown
+    plain = on_a_terminal([*words, "--no-live"], monkeypatch)
+    assert NOISE not in plain
+    assert plain.split("\x1b[2K")[-1].startswith("The fox"), "after the spinner"
+    record = on_a_terminal([*words, "--json"], monkeypatch).split("\x1b[2K")[-1]
+    assert json.loads(record)["options"]["seed"] == 0
+
+
+def on_a_terminal(words, monkeypatch) -> str:
+    """What a terminal gets, standard error included."""
+    keeper, side = os.openpty()
+    said = []
+    reader = threading.Thread(target=drain, args=(keeper, said))
+    reader.start()
+    with open(side, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
+        patch.setattr("sys.argv", ["sfumato", *words])
+        patch.setattr("sys.stdout", terminal)
+        patch.setattr("sys.stderr", terminal)
+        patch.setenv("TERM", "xterm-256color")
+        with pytest.raises(SystemExit) as caught:
+            main()
+    assert not caught.value.code
+    reader.join()
+    os.close(keeper)
+    return b"".join(said).decode()
+
+
+def drain(keeper, said):
+    try:
+        while more := os.read(keeper, 1 << 16):
+            said.append(more)
+    except OSError:  # Linux says so when the other side is closed
+        pass
+
+
+def test_a_reader_that_goes_away_is_no_error(folder, monkeypatch, capfd):
+    gone, side = os.pipe()
+    os.close(gone)
+    monkeypatch.setattr("sys.argv", ["sfumato", "generate", "-m", folder, "--steps", "2"])
+    with open(side, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        monkeypatch.undo()
+        with pytest.raises(BrokenPipeError):
+            pipe.close()
+    assert caught.value.code == 1
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["The fox " * 50], "tokens of prompt and 1 new ones do not fit into the model's 24"),
+        (["--length", "0"], "length must be at least 1, got 0"),
+        (["--steps", "0"], "num_steps must be at least 1, got 0"),
+        (["--temperature", "-1"], "temperature must be 0 or more, got -1.0"),
+        (["--top-p", "0"], "top_p must be in (0, 1], got 0.0"),
+        (["--top-k", "0"], "top_k must be at least 1"),
+        (["--seed", "-3"], "seed must be from 0"),
+        (["-n", "0"], "num_samples must be at least 1, got 0"),
+        (["--step", "margn"], "unknown step 'margn'; did you mean margin"),
+        (["--step-option", "level"], "expected name=number, such as level=0.8, got 'level'"),
+        (["--step-option", "level=high"], "expected name=number, such as level=0.8"),
+        (["--step-option", "level=0.5"], "step_options without a step"),
+        (["--step", "margin", "--step-option", "a=1"], "step 'margin' has no option 'a'"),
+        (["--infill", ""], "no gap in the text: mark it with ____"),
+        (["--infill", "no gap"], "no gap in the text"),
+        (["--infill", "a ____", "--gap-length", "0"], "gap_length must be at least 1, got 0"),
+        (["--infill", "a ____", "--length", "5"], "infilling has no length"),
+        (["a", "--infill", "a ____"], "give a prompt or --infill, not both"),
+        (["a", "--gap-length", "3"], "--gap-length is for --infill"),
+        (["a\udcffb"], "character 2 of the text is half of one"),
+        (["--device", "gpu"], "cannot use device 'gpu'"),
+        (["--trajectory", "none/here/pages.jsonl"], "cannot write the trajectory to none/here"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(run, folder, words, message):
+    refused(run("generate", *words, "-m", folder), message)
+
+
+def test_a_model_that_is_not_there_is_refused(run, tmp_path):
+    refused(run("generate", "-m", tmp_path / "none"), "expected a folder with config.json")
+    refused(run("generate", "-m", "no-such-model"), "'no-such-model' is no folder here")
+
+
+@pytest.mark.parametrize(
+    "words", [["--no-such-option"], ["--seed", "many"], ["a", "b"]], ids=lambda words: words[0]
+)
+def test_a_wrong_usage_is_exit_code_2(run, words):
+    code, out, err = run("generate", *words)
+    assert (code, out) == (2, "")
+    assert "Usage: sfumato generate" in err
+
+
+# --- the other commands ---
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.jsonl"
+    records = [{"text": f"{s} {n}", "other": "x"} for n in range(9) for s in SENTENCES]
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+def test_a_tokenizer_is_made(run, text, tmp_path):
+    code, out, err = run("tokenizer", "train", text, tmp_path / "tok", "--vocab-size", 300)
+    assert (code, out, err) == (0, f"300 tokens: {tmp_path / 'tok'}\n", "")
+    assert len(load_tokenizer(tmp_path / "tok")) == 300
+    refused(run("tokenizer", "train", text, tmp_path / "tok"), "is there already")
+    _, out, _ = run("tokenizer", "train", text, tmp_path / "other", "--field", "other")
+    assert out.endswith(f" tokens, not 8,192: there is little text: {tmp_path / 'other'}\n")
+    refused(run("tokenizer", "train", text, tmp_path / "no", "--vocab-size", 5), "at least 260")
+    refused(run("tokenizer", "train", tmp_path / "none.txt", tmp_path / "no"), "no file or folder")
+
+
+def test_text_is_prepared(run, text, tmp_path):
+    out = tmp_path / "data"
+    words = ("data", "prepare", text, out, "--vocab-size", 300, "--validation", 0.5)
+    code, said, err = run(*words)
+    assert (code, err) == (0, "")
+    train, validation, last = said.splitlines()
+    assert train.startswith("train: ")
+    assert "bytes a token" in validation
+    assert last == f"300 tokens in the vocabulary: {out}"
+    assert run(*words)[1] == said, "again, at once"
+    assert json.loads(run(*words, "--json")[1]) == Prepared.open(out).facts
+    refused(run("data", "prepare", text, tmp_path / "o", "--add-mask-token"), "--tokenizer")
+    refused(run("data", "prepare", text, tmp_path / "o", "--limit", 0), "limit must be")
+    refused(run("data", "prepare", text, tmp_path / "o", "--field", "txt"), "no field 'txt'")
+
+
+def test_a_separator_may_be_a_line_end(run, tmp_path):
+    (tmp_path / "lines.txt").write_text("a b c\nd e f\n\ng h i\n" * 20)
+    words = ("data", "prepare", tmp_path / "lines.txt", tmp_path / "data", "--separator", "\\n")
+    code, _, err = run(*words, "--vocab-size", 260, "--validation", 0, "--limit", 50)
+    assert code == 0, err
+    assert Prepared.open(tmp_path / "data").facts["splits"]["train"]["documents"] == 50
+
+
+@pytest.fixture(scope="module")
+def words_folder(tmp_path_factory):
+    return prepare_words(tmp_path_factory.mktemp("data") / "words")
+
+
+def run_file(folder, words, **keys):
+    path = folder / "run.json"
+    run = {
+        "output": str(folder / "out"),
+        "data": {"folder": str(words), "length": 32},
+        "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "train": {"max_steps": 6, "warmup_steps": 1, "batch_size": 4, "precision": "fp32"},
+        "evaluate": {"eval_steps": 3, "rows": 4},
+        "samples": {"sample_steps": 6, "prompts": ["the"], "length": 4},
+        "log": {"logging_steps": 2},
+    }
+    path.write_text(json.dumps(run | keys))
+    return path
+
+
+def test_a_run_is_told_line_by_line_and_its_model_writes(run, words_folder, tmp_path):
+    path = run_file(tmp_path, words_folder)
+    code, out, err = run("train", path, "train.max_steps=4", "samples.sample_steps=4")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].endswith("rows, cpu, float32")
+    assert next(line for line in lines if "loss" in line).startswith("step 2: loss ")
+    assert any("held-out bound" in line for line in lines)
+    assert any(line.startswith("  the") for line in lines)
+    assert lines[-1].endswith(f": {tmp_path / 'out'}")
+    code, out, _ = run("generate", "the", "-m", tmp_path / "out", "--length", 3)
+    assert code == 0
+    assert out.startswith("the")
+    refused(run("train", path, "train.max_step=4"), "unknown key 'train.max_step'; did you mean")
+    refused(run("train", tmp_path / "none.yaml"), "cannot read the run file")
+
+
+def test_an_interrupted_run_says_how_to_go_on(run, words_folder, tmp_path):
+    path = run_file(tmp_path, words_folder)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+
+    def interrupt():
+        while not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    code, _, err = run("train", path, "train.max_steps=1000000", "train.save_steps=10")
+    assert code == 130
+    assert err == "interrupted; give the same command again to go on\n"
+
+
+def test_a_model_is_evaluated(run, folder, text, tmp_path):
+    out = tmp_path / "new" / "result.json"
+    words = ("evaluate", folder, text, "--rows", 5, "--num-samples", 2, "--out", out)
+    code, said, err = run(*words)
+    assert (code, err) == (0, "")
+    lines = said.splitlines()
+    assert lines[0] == "likelihood, exact_k(samples=2):"
+    assert [line.split()[-1] for line in lines[1:4]] == ["token", "byte", "perplexity"]
+    record = json.loads(out.read_text())
+    value = record["results"]["likelihood"]["nats_per_token"]["value"]
+    assert lines[1].startswith(f"  {value:.4f} +- ")
+    again = json.loads(run(*words, "--json")[1])
+    assert again["results"] == record["results"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["result.json"]
+    refused(run("evaluate", folder, text, "--rows", 0), "rows must be at least 1")
+    refused(run("evaluate", folder, text, "--judge", tmp_path / "none"), "none")
+
+
+def test_a_place_that_cannot_be_written_loses_no_result(run, folder, text, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ("evaluate", folder, text, "--rows", 2, "--num-samples", 1)
+    code, out, err = run(*words, "--out", tmp_path / "file" / "result.json")
+    assert code == 1
+    assert out.startswith("likelihood")
+    assert err == f"error: {tmp_path / 'file'}: File exists\n"
+
+
+def test_doctor_says_what_is_there(run):
+    code, out, err = run("doctor")
+    assert err == ""
+    rows = [line.split(maxsplit=2) for line in out.splitlines()]
+    assert ["ok", "device", "cpu"] in rows or "cuda" in out
+    assert code == (1 if "missing" in {row[0] for row in rows} else 0)
+
+
+def test_the_version_is_printed(run):
+    from sfumato import __version__
+
+    assert run("--version") == (0, __version__ + "\n", "")

@@ -1,0 +1,89 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from sfumato.train.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
+from sfumato.training_view import show
+
+
+def stepped(step: int) -> Stepped:
+    return Stepped(
+        step=step,
+        loss=5 - step / 10,
+        bound=4.0,
+        accuracy=0.25,
+        grad_norm=1.0,
+        learning_rate=0.1,
+        tokens=100 * step,
+        tokens_per_second=12345.6,
+        seconds=1.0,
+        seconds_left=3725.4,
+    )
+
+
+STARTED = Started(
+    step=0,
+    max_steps=6,
+    num_weights=1_234_567,
+    num_rows=1000,
+    num_processes=1,
+    device="cpu",
+    precision="bfloat16",
+)
+EVENTS = (
+    STARTED,
+    *map(stepped, (1, 2, 3)),
+    Evaluated(3, 3.25, 0.5, 0.25, True),
+    Sampled(3, ("[red]Once[/red] upon\na time", "x" * 100)),
+    Saved(3, Path("out/checkpoints/step-3")),
+    *map(stepped, (4, 5, 6)),
+    Evaluated(6, 3.5, 0.5, 0.125, False),
+    Finished(6, Path("out"), 3.25, False),
+)
+
+
+def shown(events, every=2, **options) -> str:
+    file = io.StringIO()
+    show(events, Console(file=file, width=80, **options), every)
+    return file.getvalue()
+
+
+def test_a_file_gets_plain_lines_one_every_logging_interval():
+    assert shown(EVENTS).splitlines() == [
+        "1.23 M weights, 1,000 rows, cpu, bfloat16",
+        "step 2: loss 4.800  12,346 tokens/s  1:02:05 left",
+        "step 3: held-out bound 3.2500 +- 0.5000 nats a token, 25.0% right, best so far",
+        "step 3 writes:",
+        "  [red]Once[/red] upon",
+        "  a time",
+        "  " + "x" * 100,
+        "step 4: loss 4.600  12,346 tokens/s  1:02:05 left",
+        "step 6: loss 4.400  12,346 tokens/s  1:02:05 left",
+        "step 6: held-out bound 3.5000 +- 0.5000 nats a token, 12.5% right",
+        "done after 6 steps, best held-out bound 3.2500: out",
+    ]
+
+
+def test_a_terminal_gets_a_bar_and_the_same_lines():
+    out = shown(EVENTS, force_terminal=True, legacy_windows=False)
+    assert "6/6" in out
+    assert "loss 4.400" in out
+    assert "\u2501" in out, "the bar"
+    for words in ("1.23 M weights", "best so far", "[red]Once[/red] upon", "done after 6 steps"):
+        assert words in out
+    assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l"), "the cursor is back"
+
+
+def test_a_run_that_goes_on_or_stops_early_says_so():
+    lines = shown(
+        [
+            replace(STARTED, step=7, num_processes=4),
+            Finished(8, Path("out"), None, True),
+        ]
+    )
+    assert lines.splitlines() == [
+        "1.23 M weights, 1,000 rows, 4 x cpu, bfloat16, going on after step 7",
+        "done after 8 steps, stopped early: out",
+    ]
