@@ -7,7 +7,7 @@ from typing import Any
 
 from sfumato.data.text import prepare
 from sfumato.train import Run, load_run, train
-from sfumato.train.events import Event
+from sfumato.train.events import Event, Stepped
 
 WORDS = [
     *("the", "a", "cat", "dog", "tree", "house", "ran", "sat", "saw", "found"),
@@ -45,3 +45,18 @@ def run_all(run: Run) -> list[Event]:
 
 def of_kind(events: list[Event], kind: type) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
+
+
+def golden_losses(folder: Path) -> dict[str, list[float]]:
+    """Twenty losses of each objective: what `golden/training.json` holds."""
+    words = prepare_words(folder / "words")
+    kinds = {
+        "masked": [],
+        "uniform": ["corruption.name=uniform", "objective.name=bound"],
+        "next_token": ["objective.name=next_token", "train.optimizer=adamw"],
+    }
+    found = {}
+    for name, overrides in kinds.items():
+        run = small_run(words, folder / name, "train.max_steps=20", *overrides)
+        found[name] = [round(event.loss, 6) for event in of_kind(run_all(run), Stepped)]
+    return found

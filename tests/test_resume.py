@@ -309,6 +309,7 @@ def test_overwriting_starts_again(words, tmp_path):
     run_all(small_run(words, tmp_path / "out", "seed=1"))
     events = run_all(small_run(words, tmp_path / "out", "overwrite=true"))
     assert of_kind(events, Started)[0].step == 0
+    assert not load_run(tmp_path / "out/run.yaml").overwrite  # given again, it goes on
     records = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
     assert [json.loads(r)["step"] for r in records if "grad_norm" in r] == list(range(1, 11))
 

@@ -4,7 +4,7 @@ Names and shapes are those of whole weights, so that a checkpoint of many proces
 other number of them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +25,7 @@ class State:
     def weights(self) -> dict[str, Tensor]:
         """What the model is saved with: averaged weights if there are any, tied ones once."""
         own = self.average.values if self.average else dict(self.model.named_parameters())
-        kept = {name for name, _ in self.model.named_parameters()} | _persistent(self.model)
-        both = {**dict(self.model.named_buffers()), **own}
-        return {name: _portable(both[name]) for name in both if name in kept}
+        return {name: _portable(value) for name, value in own.items()}
 
     def training(self) -> dict[str, Tensor]:
         """What only training needs."""
@@ -48,36 +46,26 @@ class State:
         params = dict(self.model.named_parameters())
         own = {name: training[f"weight.{name}"] for name in params} if self.average else weights
         _fill(params, own)
-        _fill({name: b for name, b in self.model.named_buffers() if name in weights}, weights)
         if self.average:
             _fill(self.average.values, weights)
         owners = {
-            name: optimizer
+            id(param): optimizer
             for optimizer in self.optimizers
             for group in optimizer.param_groups
-            for name in _names_of(group["params"], params)
+            for param in group["params"]
         }
-        for full_name, value in training.items():
-            key, _, name = full_name.partition(".")
+        for place, value in training.items():
+            key, _, name = place.partition(".")
             if key == "weight":
                 continue
             param = params[name]
+            memory = owners[id(param)].state[param]
             value = value.to(param.device)
-            memory = owners[name].state[param]
             memory[key] = placed(value, param).clone() if value.shape == param.shape else value
 
 
 def _portable(tensor: Tensor) -> Tensor:
     return whole(tensor.detach()).contiguous().cpu()
-
-
-def _persistent(model: nn.Module) -> set[str]:
-    return set(model.state_dict(keep_vars=True)) & {name for name, _ in model.named_buffers()}
-
-
-def _names_of(wanted: Iterable[Tensor], params: Mapping[str, Tensor]) -> list[str]:
-    inside = {id(param) for param in wanted}
-    return [name for name, param in params.items() if id(param) in inside]
 
 
 def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

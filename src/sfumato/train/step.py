@@ -78,7 +78,8 @@ class Stepper:
                 loss = self.scored(self.objective, batch, rng)
                 nats = loss.value * loss.count
                 (nats / scale).backward()
-            sums += torch.stack([x.detach().double() for x in terms(loss, nats)])
+            terms = (nats.detach(), loss.nll.sum(), loss.count, loss.correct, loss.corrupted)
+            sums += torch.stack([term.double() for term in terms])
             rows.append(loss.nll.isfinite().all(1))
         grads = [param.grad for param in self._params() if param.grad is not None]
         totals = self._totals(self.world.sum(sums), grads, scale)
@@ -141,11 +142,6 @@ class Stepper:
             optimizer.zero_grad()
         if self.state.average:
             self.state.average.update(step)
-
-
-def terms(loss: Loss, nats: Tensor) -> tuple[Tensor, ...]:
-    """What is summed over micro-batches and processes."""
-    return nats, loss.nll.sum(), loss.count, loss.correct, loss.corrupted
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

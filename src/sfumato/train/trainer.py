@@ -82,7 +82,11 @@ class Trainer:
         self.tokenizer = data.tokenizer()
         self.special = special_ids(self.tokenizer)
         self.identity = {"data": data.fingerprint, "tokenizer": fingerprint(self.tokenizer)}
-        self.rows = Rows(run.data.folder, "train", length=run.data.length, layout=run.data.layout)
+        shape = {"length": run.data.length, "layout": run.data.layout}
+        self.rows = Rows(run.data.folder, "train", **shape)
+        self.held_out = None
+        if run.evaluate.eval_steps:
+            self.held_out = Rows(run.data.folder, "validation", **shape)
         self.model = (
             load_model(run, data)
             if run.model.init_from
@@ -155,10 +159,8 @@ class Trainer:
                 "choose another output, or overwrite=true"
             )
         step = self.progress.step
-        if (
-            int(self.world.sum(torch.tensor(step, device=self.world.device)))
-            != step * self.world.size
-        ):
+        total = self.world.sum(torch.tensor(step, device=self.world.device))
+        if int(total) != step * self.world.size:
             raise CheckpointError(
                 f"the processes see different checkpoints in {folder}; "
                 "choose an output on a file system that all of them share"
@@ -167,7 +169,7 @@ class Trainer:
             if run.overwrite:
                 self.checkpoints.clear()
             with writing(folder):
-                rewrite(folder / "run.yaml", dump_run(run))
+                rewrite(folder / "run.yaml", dump_run(run.model_copy(update={"overwrite": False})))
                 self.metrics = Metrics(run, self.progress.step)
 
     def _resume(self, step: int) -> None:
@@ -198,8 +200,8 @@ class Trainer:
             if self._due(run.log.logging_steps, done):
                 self._log(window.record(stepped))
                 window = Window(self.progress.seconds)
-            if self._due(run.evaluate.eval_steps, done):
-                yield self._evaluate()
+            if self.held_out and self._due(run.evaluate.eval_steps, done):
+                yield self._evaluate(self.held_out)
                 done = done or self._out_of_patience()
             if self._due(run.samples.sample_steps, done):
                 yield self._sample()
@@ -216,7 +218,7 @@ class Trainer:
         patience = self.run.evaluate.early_stopping_patience
         return 0 < patience <= self.progress.since_best
 
-    def _step(self, batches: list[Batch], window: "Window") -> Stepped:
+    def _step(self, batches: list[Batch], window: Window) -> Stepped:
         before, old = time.perf_counter(), self.progress
         totals = self.stepper(old.step, batches)
         self.progress = replace(
@@ -243,11 +245,9 @@ class Trainer:
     # --- between steps ---
 
     @torch.no_grad()
-    def _evaluate(self) -> Evaluated:
+    def _evaluate(self, rows: Rows) -> Evaluated:
         """The bound on the first held-out rows, the same noise every time."""
         options, world = self.run.evaluate, self.world
-        shape = {"length": self.run.data.length, "layout": self.run.data.layout}
-        rows = Rows(self.run.data.folder, "validation", **shape)
         number = min(options.rows, len(rows))
         measure = build_measure(self.run, self.corruption, number)
         rng = Rng.from_seed(EVALUATION_SEED, device=world.device)
@@ -267,9 +267,10 @@ class Trainer:
                     sums[batch.slots, 1] = batch.trainable.double().sum(1)
                     sums[first, 2:] = torch.stack((loss.correct, loss.corrupted)).double()
         sums = world.sum(sums).cpu()
-        return self._evaluated(ratio(sums[:, 0], sums[:, 1]), sums[:, 2:].sum(0).tolist())
+        return self._judge(ratio(sums[:, 0], sums[:, 1]), sums[:, 2:].sum(0).tolist())
 
-    def _evaluated(self, bound: Estimate, scored: list[float]) -> Evaluated:
+    def _judge(self, bound: Estimate, scored: list[float]) -> Evaluated:
+        """Log an evaluation, and keep the model if it is the best so far."""
         old = self.progress
         best = old.best is None or bound.value < old.best
         self.progress = replace(
