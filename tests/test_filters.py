@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sfumato.errors import ConfigError
-from sfumato.filters import Forced, MinP, Repetition, Suppress, Temperature, TopK, TopP
+from sfumato.filters import Allowed, Forced, MinP, Repetition, Suppress, Temperature, TopK, TopP
 from sfumato.rng import Rng
 from sfumato.types import Canvas
 
@@ -124,6 +124,17 @@ def test_forced_tokens_are_all_that_is_left_at_their_position(canvas, logits):
     for place, (_, column) in enumerate(canvas.noisy.nonzero().tolist()):
         if column in (2, 3):
             assert kept(after[place, None]) == [[3 if column == 2 else 0]]
+        else:
+            assert torch.equal(after[place], logits[place])
+
+
+def test_allowed_tokens_are_all_that_is_left_at_their_positions(canvas, logits):
+    at = torch.tensor([[False, False, True, False], [False, True, False, False]])
+    after = Allowed(at, torch.tensor([1, 0, 0, 1, 0, 0]).bool())(logits, canvas, canvas.noisy)
+    for place, (row, column) in enumerate(canvas.noisy.nonzero().tolist()):
+        if at[row, column]:
+            assert kept(after[place, None]) == [[0, 3]]
+            assert torch.equal(after[place, [0, 3]], logits[place, [0, 3]])
         else:
             assert torch.equal(after[place], logits[place])
 

@@ -121,11 +121,12 @@ def test_special_tokens_without_a_role_are_not_written():
 def test_a_prompt_comes_back_to_the_byte(lm, prompt):
     for length in (None, 5):
         written = lm.generate(prompt, length=length, seed=0, num_steps=3)
-        assert written.text == prompt + written.texts[0]
+        assert written.text.startswith(prompt)
+    stem = prompt.removesuffix(" ")
     for page in lm.stream(prompt, seed=0, num_steps=3):
-        assert lm.show(page).startswith(prompt)
+        assert lm.show(page).startswith(stem)
         given = page.canvas.tokens[page.canvas.fixed]
-        assert given.tolist() == [lm.special.bos, *lm.encode([prompt])[0]]
+        assert given.tolist() == [lm.special.bos, *lm.encode([stem])[0]]
 
 
 def test_the_same_seed_writes_the_same_text(lm):
@@ -247,7 +248,7 @@ def test_what_is_around_a_gap_stays_to_the_byte(layout):
     text = f"<|bos|> caf\u00e9 {GAP} \u00f1{GAP}_\u2603 "
     written = lm.infill(text, gap_length=2, num_samples=5, seed=0)
     for full, fills in zip(written.full_texts, written.fills, strict=True):
-        assert full == f"<|bos|> caf\u00e9 {fills[0]} \u00f1{fills[1]}\u2603 "
+        assert full == f"<|bos|> caf\u00e9{fills[0]} \u00f1{fills[1]}\u2603 "
     assert written.texts[0] == "".join(written.fills[0])
     assert all(len(tokens) == 4 for tokens in written.tokens)
     assert not any(contains_special(lm, tokens) for tokens in written.tokens)
@@ -270,6 +271,38 @@ def test_texts_with_padding_are_filled_together(lm):
     texts = [f"The {GAP}.", f"Once upon a {GAP} there was."]
     both = lm.infill(texts, gap_length=2, seed=0, step="margin")
     assert lm.infill(texts[:1], gap_length=2, seed=0, step="margin").texts == both.texts[:1]
+
+
+# --- a space before what is written ---
+
+
+@pytest.mark.parametrize("corruption", [MASKED, HYBRID], ids=lambda c: c["name"])
+def test_a_space_at_the_end_is_left_to_the_first_new_token(corruption):
+    lm = tiny_lm(corruption)
+    prompts = ["The fox ", "The fox", " ", "a  "]
+    for length in (None, 6):
+        page = last(lm.stream(prompts, num_steps=5, length=length, seed=0, temperature=3.0))
+        written = lm.finish(page)
+        for row, prompt in enumerate(prompts):
+            if prompt.endswith(" "):
+                assert page.task.rows[row][0] == prompt[:-1]
+                assert written.texts[row].startswith(" ")
+            assert written.full_texts[row].startswith(prompt)
+
+
+def test_a_space_before_a_gap_is_left_to_its_first_token(lm):
+    text = f"{GAP}a {GAP} fox{GAP}"
+    written = lm.infill([text] * 9, gap_length=2, seed=0, temperature=3.0)
+    for full, fills in zip(written.full_texts, written.fills, strict=True):
+        assert fills[1].startswith(" ")
+        assert full == f"{fills[0]}a{fills[1]} fox{fills[2]}"
+    assert not all(fills[0].startswith(" ") for fills in written.fills)
+
+
+def test_a_taught_model_goes_on_after_a_space(taught_lm):
+    assert taught_lm.generate("The fox met ", step="margin", temperature=0).text == SENTENCES[1]
+    filled = taught_lm.infill(f"The fox {GAP} bear.", gap_length=4, step="margin", temperature=0)
+    assert filled.text == SENTENCES[1]
 
 
 # --- an autoregressive model ---

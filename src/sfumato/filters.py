@@ -139,3 +139,14 @@ class Forced:
             only[:, token] = 0.0
             logits = torch.where((places == position)[:, None], only, logits)
         return logits
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Tokens that alone may stand at some positions."""
+
+    at: Tensor  # [B, L] bool
+    ids: Tensor  # [V] bool
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        return logits.masked_fill(self.at[where][:, None] & ~self.ids, -torch.inf)

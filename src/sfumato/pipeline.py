@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from sfumato.data.tokenizer import encode, save_tokenizer, special_ids
 from sfumato.denoisers import Full, autoregressive
 from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
+from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
 from sfumato.models.attend import HIDDEN
@@ -228,7 +230,8 @@ class DiffusionLM:
         """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         options = self._changed(changes)
         prompts = _repeated(prompt, num_samples)
-        given = [self._opening(ids) for ids in self.encode(prompts)]
+        stems = [self._stem(prompt) for prompt in prompts]
+        given = [self._opening(ids) for ids in self.encode(stems)]
         longest = max(map(len, given))
         most = self.model.config.max_position_embeddings
         limit = most if options.length else options.canvas or most
@@ -240,14 +243,15 @@ class DiffusionLM:
         left = hidden = None
         if options.length is None:
             tokens, fixed = template(given, limit, self.special.mask)
-            rows = [(p, slice(len(ids), limit)) for p, ids in zip(prompts, given, strict=True)]
+            rows = [(stem, slice(len(ids), limit)) for stem, ids in zip(stems, given, strict=True)]
         else:
             tokens, fixed = template([[] for _ in given], options.length, self.special.mask)
             left, hidden = left_padded(given, self.special.filler)
-            rows = [(p, slice(0, options.length)) for p in prompts]
+            rows = [(stem, slice(0, options.length)) for stem in stems]
         # a text may end, and contains no other special token
         never = self.never - self.reader.ends
-        task = self._task(options, rows, tokens, fixed, never, filters)
+        spaced = [[row[1].start] * (p != row[0]) for p, row in zip(prompts, rows, strict=True)]
+        task = self._task(options, rows, tokens, fixed, spaced, never, filters)
         if left is None or hidden is None or not left.shape[1]:
             return task
         return replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
@@ -273,7 +277,7 @@ class DiffusionLM:
         if options.length != self.options.length:
             raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
         laid = [self._gapped(one, gap_length) for one in _repeated(text, num_samples)]
-        lengths = [len(ids) for _, ids in laid]
+        lengths = [len(ids) for _, ids, _ in laid]
         longest, canvas = max(lengths), options.canvas or 0
         if longest > canvas:
             raise ConfigError(
@@ -287,10 +291,10 @@ class DiffusionLM:
                 "fill them one by one"
             )
         width = canvas if padded else longest
-        tokens, _ = template([ids for _, ids in laid], width, self.special.filler)
-        rows = [parts for parts, _ in laid]
+        tokens, _ = template([ids for _, ids, _ in laid], width, self.special.filler)
+        rows, spaced = [parts for parts, _, _ in laid], [places for _, _, places in laid]
         # a gap does not end the text: what follows it is given
-        return self._task(options, rows, tokens, tokens >= 0, self.never, filters)
+        return self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters)
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
@@ -372,18 +376,38 @@ class DiffusionLM:
                 ) from None
         return encode(self.tokenizer, list(texts))
 
-    def _gapped(self, text: str, gap_length: int) -> tuple[tuple[Part, ...], list[int]]:
-        """What a text is made of, and its tokens with its end, -1 in the gaps."""
+    def _gapped(self, text: str, gap_length: int) -> tuple[tuple[Part, ...], list[int], list[int]]:
+        """What a text is made of; its tokens with its end, -1 in the gaps; gaps with a space."""
         given = re.split("_{4,}", text)
         if len(given) < 2:
             raise ConfigError(f"no gap in the text: mark it with {GAP}")
-        first, *others = self.encode(given)
-        parts: list[Part] = [given[0]]
-        ids = self._opening(first)
-        for more, tokens in zip(given[1:], others, strict=True):
-            parts += [slice(len(ids), len(ids) + gap_length), more]
+        stems = [*map(self._stem, given[:-1]), given[-1]]
+        first, *others = self.encode(stems)
+        parts: list[Part] = [stems[0]]
+        ids, spaced = self._opening(first), []
+        for before, after, tokens in zip(given, stems[1:], others, strict=False):
+            spaced += [len(ids)] * (parts[-1] != before)
+            parts += [slice(len(ids), len(ids) + gap_length), after]
             ids = [*ids, *[-1] * gap_length, *tokens]
-        return tuple(parts), [*ids, self.special.eos]
+        return tuple(parts), [*ids, self.special.eos], spaced
+
+    def _stem(self, text: str) -> str:
+        """A text without the space at its end, which is left to the token that follows.
+
+        Most tokenizers write it together with the next word, so a model has hardly ever seen it
+        alone.
+        """
+        return text[:-1] if text.endswith(" ") and bool(self._spaced.any()) else text
+
+    @cached_property
+    def _spaced(self) -> Tensor:
+        """[V] bool: tokens that begin with a space where they follow a word."""
+        word = self.encode(["a"])[0][:1]
+        lead = self.reader.decode(word) + " "
+        spaced = torch.zeros(self.model.config.vocab_size, dtype=torch.bool)
+        for token in range(len(self.tokenizer)):
+            spaced[token] = self.reader.decode([*word, token]).startswith(lead)
+        return spaced.to(self.device)
 
     def _opening(self, ids: list[int]) -> list[int]:
         """A text starts with bos where the tokenizer has one."""
@@ -395,18 +419,23 @@ class DiffusionLM:
         rows: Sequence[tuple[Part, ...]],
         tokens: Tensor,
         fixed: Tensor,
+        spaced: Sequence[Sequence[int]],  # of each row, where a token must begin with a space
         never: frozenset[int],
         filters: Sequence[Filter],
     ) -> Task:
         rng = Rng.from_seed(options.seed or 0, len(rows), device=self.device)
         tokens, fixed = tokens.to(self.device), fixed.to(self.device)
+        at = torch.zeros_like(fixed)
+        for row, places in enumerate(spaced):
+            at[row, places] = True
+        own = (Allowed(at, self._spaced),) if any(spaced) else ()
         return Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
             step=self._rule(options, int((~fixed).sum(1).max())),
-            filters=(*options.filters(tuple(sorted(never))), *filters),
+            filters=(*own, *options.filters(tuple(sorted(never))), *filters),
         )
 
 
