@@ -105,7 +105,7 @@ class Full:
         """
         joined, segments, at = self._join(tokens, None, where)
         if segments is None:
-            positions = row_positions(*joined.shape, joined.device)
+            positions = row_positions(joined.shape[0], joined.shape[1], joined.device)
         else:
             positions = positions_from(segments)
             segments = torch.cat((segments, segments), 1)

@@ -95,7 +95,7 @@ def positions_from(segments: Tensor) -> Tensor:
     """
     starts = torch.ones_like(segments, dtype=torch.bool)
     starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    place = row_positions(*segments.shape, segments.device)
+    place = row_positions(segments.shape[0], segments.shape[1], segments.device)
     counted = place - torch.where(starts, place, 0).cummax(1).values
     return counted.masked_fill(segments == HIDDEN, -1)
 

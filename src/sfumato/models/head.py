@@ -63,7 +63,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad = odds.mul_(scale / total)
                 grad.scatter_add_(-1, wanted, -scale)
                 grad = grad.to(compute)
-                grad_hidden[part] = grad @ weight
+                grad_hidden[part] = grad @ weight  # type: ignore[index]
                 grad_head += (grad.T @ hidden[part]).float()
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.mark_non_differentiable(nll, correct)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from sfumato.errors import ConfigError, near
 from sfumato.models.attend import (
@@ -92,7 +92,11 @@ class TransformerConfig(PreTrainedConfig):
                 f"hidden_size {hidden_size} must be an even multiple of num_attention_heads "
                 f"{num_attention_heads}: rotary positions pair the coordinates of a head"
             )
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_attention_heads
 
     @classmethod
     def of_size(cls, size: str, **options) -> "TransformerConfig":
@@ -105,7 +109,7 @@ class TransformerConfig(PreTrainedConfig):
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
         }
-        return cls(**(shape | options))
+        return cls(**{**shape, **options})
 
 
 @dataclass(frozen=True)
@@ -273,19 +277,21 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.half = size // 2
-        self.up = nn.Linear(2 * self.half, size)
+        self.waves = size // 2
+        self.up = nn.Linear(2 * self.waves, size)
         self.down = ZeroLinear(size, size)
 
     def forward(self, t: Tensor) -> Tensor:
-        steps = torch.arange(self.half, device=t.device, dtype=torch.float32)
-        angle = 1000 * t.float()[:, None] * torch.exp(-math.log(10000) / self.half * steps)
+        steps = torch.arange(self.waves, device=t.device, dtype=torch.float32)
+        angle = 1000 * t.float()[:, None] * torch.exp(-math.log(10000) / self.waves * steps)
         return self.down(F.silu(self.up(torch.cat((angle.sin(), angle.cos()), -1))))
 
 
 class DiffusionTransformer(PreTrainedModel):
     """Noisy tokens in, logits of the clean token at each position out."""
 
+    embed: nn.Embedding
+    head: nn.Linear
     config_class = TransformerConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
@@ -320,13 +326,13 @@ class DiffusionTransformer(PreTrainedModel):
         return self.embed
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed = value
+        self.embed = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.head = new_embeddings
+        self.head = new_embeddings  # type: ignore[assignment]
 
     def hidden(
         self,
@@ -359,7 +365,7 @@ class DiffusionTransformer(PreTrainedModel):
         if allowed is not None:
             bias = torch.zeros_like(allowed, dtype=compute_dtype(self.embed.weight))
             bias = bias.masked_fill(~allowed, -torch.inf)
-        cos, sin = rotary(positions, self.blocks[0].attention.width, self.config.rope_theta)
+        cos, sin = rotary(positions, self.config.head_width, self.config.rope_theta)
         x = self.embed(input_ids.flatten())
         if self.time is not None:
             if t is None:
@@ -431,7 +437,7 @@ class DiffusionTransformer(PreTrainedModel):
         compiler on a CPU. Outside of training nothing changes.
         """
         for block in self.blocks:
-            block.compiled = True
+            block.compiled = True  # type: ignore[assignment]
 
     def num_weights(self) -> int:
         """Trainable numbers, tied ones once."""
