@@ -94,28 +94,26 @@ def evaluate(
 
     `model_name`: where `lm` was loaded from. `progress` is told what is being done.
     """
+    models: dict[str, str | Path] = {"model": find_folder(model_name)}
+    held = _held_out(lm, data, options)
     judge = None
     if options.judge is not None:
-        if find_spec("sacrebleu") is None:  # before hours of work, not after
-            raise MissingExtra("sacrebleu", "eval", "BLEU and Self-BLEU")
+        models["judge"] = options.judge
+        _check_judged(lm, held.texts, options)
         progress("loading the judge")
         judge = Judge.load(options.judge, device=lm.device)
-    held = _held_out(lm, data, options)
     results: dict[str, Any] = {"rows": len(held.text_tokens)}
     with lm.inference():
         estimator, scored = _estimator(lm, options)
+        if options.exact and not lm.autoregressive:  # first: it may be refused
+            exact = _measure("exact likelihood", _decoder(lm, options), held, progress)
+            results["exact_likelihood"] = _report(exact, held, "tokens when they are decided")
         likelihood = _measure("likelihood", estimator, held, progress)
         results["likelihood"] = _report(likelihood, held, scored)
-        if options.exact and lm.autoregressive:
-            results["exact_likelihood"] = results["likelihood"]
-        elif options.exact:
-            likelihood = _measure("exact likelihood", _decoder(lm, options), held, progress)
-            results["exact_likelihood"] = _report(likelihood, held, "tokens when they are decided")
+        if options.exact:
+            results.setdefault("exact_likelihood", results["likelihood"])
     if judge is not None:
         results["texts"] = _judged(lm, held.texts, judge, options, progress)
-    models: dict[str, str | Path] = {"model": find_folder(model_name)}
-    if options.judge is not None:
-        models["judge"] = options.judge
     made = record(
         sys.argv,
         {"data": held.name, "options": asdict(options), "generation": asdict(lm.options)},
@@ -182,6 +180,18 @@ def _report(likelihood: Likelihood, held: Held, scored: str) -> dict[str, Any]:
     }
 
 
+def _check_judged(lm: DiffusionLM, held_out: Sequence[str], options: EvaluateOptions) -> None:
+    """Raise what would be raised after hours of work."""
+    if find_spec("sacrebleu") is None:
+        raise MissingExtra("sacrebleu", "eval", "BLEU and Self-BLEU")
+    if len(held_out) < 2:
+        raise DataError(
+            f"judged texts are compared with held-out ones: expected at least 2, got "
+            f"{len(held_out)}; hold out more, or leave out the judge"
+        )
+    lm.start(**options.generation())
+
+
 def _judged(
     lm: DiffusionLM,
     held_out: Sequence[str],
@@ -192,11 +202,6 @@ def _judged(
     """What the judge says of generated texts, and of held-out ones; both beside other real ones."""
     real = list(held_out[: min(options.num_texts, len(held_out) // 2)])
     others = list(held_out[len(real) :])
-    if not real:
-        raise DataError(
-            f"judged texts are compared with held-out ones: expected at least 2, got "
-            f"{len(held_out)}; hold out more, or leave out the judge"
-        )
     texts: list[str] = []
     seeds = range(options.seed, options.seed + -(-options.num_texts // BATCH))
     for seed in seeds:
