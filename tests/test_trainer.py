@@ -215,7 +215,7 @@ def test_averaged_weights_are_what_is_measured_and_kept(words, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["objective.name=next_token"],
+        ["objective.name=next_token", "samples.sample_steps=2", "samples.num_steps=3"],
         ["objective.name=bound"],
         ["corruption.name=uniform", "objective.name=bound"],
         ["corruption.name=hybrid", "objective.name=bound", "corruption.uniform_share=0.3"],

@@ -295,14 +295,14 @@ class Trainer:
 
     def _sample(self) -> Sampled:
         """Every process writes the same texts: sharded weights need all of them."""
-        options = self.run.samples
+        options, one_each = self.run.samples, self.run.objective.name == "next_token"
         lm = DiffusionLM(self.model, self.tokenizer, self._generation())
         self.scored.eval()
         with self._averaged():
             written = lm.generate(
                 options.prompts,
                 length=options.length,
-                num_steps=options.num_steps,
+                num_steps=None if one_each else options.num_steps,
                 temperature=options.temperature,
                 seed=self.run.seed,
             )
