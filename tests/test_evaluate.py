@@ -223,9 +223,10 @@ def test_what_cannot_be_judged_is_refused_before_any_work(tiny, text, judge, tmp
         measured(tiny["padded"], one, judge=judge)
     with pytest.raises(SfumatoError, match="none"):
         measured(tiny["padded"], text, judge=str(tmp_path / "none"))
+    uniform = tiny_lm(UNIFORM)
+    model = (uniform, saved(uniform, tmp_path / "uniform"))
     with pytest.raises(ConfigError, match="step 'margin' needs a masked model"):
-        uniform = tiny_lm(UNIFORM)
-        measured((uniform, saved(uniform, tmp_path / "u")), text, judge=judge, step="margin")
+        measured(model, text, judge=judge, step="margin")
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(MissingExtra, match=r"needs the package 'sacrebleu'.*sfumato\[eval\]"):
         measured(tiny["padded"], text, judge=judge)
