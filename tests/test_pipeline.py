@@ -11,6 +11,7 @@ from tiny_lm import CANVAS, HYBRID, MASKED, SENTENCES, UNIFORM, taught, tiny_lm
 from sfumato.data.tokenizer import MASK, SPECIAL
 from sfumato.errors import ConfigError, DataError
 from sfumato.filters import Forced
+from sfumato.generate import generate
 from sfumato.options import STEPS, GenerationOptions
 from sfumato.pages import NOISE
 from sfumato.pipeline import GAP, DiffusionLM
@@ -321,13 +322,46 @@ def test_an_autoregressive_model_writes_from_left_to_right(writer):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"step": "margin"}, "step='margin' and 22 steps for 22 tokens: leave both out"),
-        ({"num_steps": 3}, "step='left_to_right' and 3 steps for 22 tokens"),
+        ({"step": "margin"}, "from left to right; got step=margin: leave it out"),
+        ({"num_steps": 3}, "from left to right; got num_steps=3: leave it out"),
+        ({"block": 8}, "from left to right; got block=8: leave it out"),
     ],
 )
 def test_an_autoregressive_model_writes_no_other_way(writer, changes, message):
     with pytest.raises(ConfigError, match=message):
         writer.generate("The", **changes)
+
+
+@pytest.mark.parametrize("length", [None, 9])
+def test_cached_text_on_the_left_changes_nothing(length):
+    """Neither of an autoregressive model, nor of a block-causal one that writes its blocks."""
+    blocks = {"block": 8, "lookahead": False, "num_steps": 9}
+    for lm, options in (
+        (tiny_lm(objective="next_token"), {}),
+        (tiny_lm(attention="block_causal", block_size=8), {**blocks, "step": "margin"}),
+        (tiny_lm(attention="block_causal", block_size=8), {**blocks, "step": "wino"}),
+    ):
+        task = lm.start(PROMPTS, temperature=0, length=length, **options)
+        denoiser = lm.denoiser
+        if task.left is not None:
+            denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
+        pages = generate(
+            denoiser,
+            task.canvas,
+            task.step,
+            task.rng,
+            num_steps=task.options.num_steps,
+            block=task.options.block,
+            lookahead=False,
+            filters=task.filters,
+        )
+        assert torch.equal(last(lm.run(task)).canvas.tokens, last(pages).tokens)
+
+
+def test_an_autoregressive_model_can_be_asked_as_it_answered(writer):
+    written = writer.generate("The", seed=0)
+    own = DiffusionLM(writer.model, writer.tokenizer, written.options)
+    assert own.generate("The").texts == written.texts
 
 
 def test_an_autoregressive_model_fills_no_gaps(writer):

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import encode, save_tokenizer, special_ids
-from sfumato.denoisers import Full, autoregressive
+from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
-from sfumato.models.attend import HIDDEN
+from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, template
 from sfumato.rng import Rng
-from sfumato.types import Batch, Filter, Step
+from sfumato.types import Batch, Filter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -298,10 +298,9 @@ class DiffusionLM:
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
-        denoiser = self.denoiser
+        options, denoiser = task.options, self._cached(task)
         if task.left is not None:
             denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
-        options = task.options
         page = Page(task, 0, task.canvas, torch.where(task.canvas.fixed, 0, -1))
         yield page
         with self.inference():
@@ -321,6 +320,16 @@ class DiffusionLM:
                 decided = torch.where(changed, number, page.decided)
                 page = Page(task, number, canvas, torch.where(canvas.noisy, -1, decided))
                 yield page
+
+    def _cached(self, task: Task) -> Full | Cached:
+        """The denoiser that writes, with a cache where the text on the left may have one."""
+        attend, options = self.model.attend, task.options
+        if self.autoregressive:
+            return Cached(self.model, self.special.mask, Causal(), shift=True)
+        alone = task.left is None and not options.lookahead and not hasattr(task.step, "verifies")
+        if isinstance(attend, BlockCausal) and alone and options.block == attend.size:
+            return Cached(self.model, self.special.mask, attend)
+        return self.denoiser
 
     def finish(self, page: Page) -> Generation:
         """Read the last page of a task."""
@@ -345,6 +354,8 @@ class DiffusionLM:
         canvas = options.canvas or largest
         if canvas > largest:
             raise ConfigError(f"canvas {canvas} is larger than the model's {largest} positions")
+        if self.autoregressive:
+            options = self._one_by_one(options)
         known = self.model.config.vocab_size
         if any(not 0 <= i < known for i in options.suppress):
             raise ConfigError(
@@ -353,17 +364,16 @@ class DiffusionLM:
         seed = secrets.randbits(31) if options.seed is None else options.seed
         return replace(options, canvas=canvas, seed=seed)
 
-    def _rule(self, options: GenerationOptions, length: int) -> Step:
-        if not self.autoregressive:
-            return options.rule(self.corruption)
-        options = replace(options, step=options.step or "left_to_right")
-        steps = options.num_steps or length
-        if options.step != "left_to_right" or steps < length:
-            raise ConfigError(
-                f"this model writes one token after another, from left to right; got "
-                f"step='{options.step}' and {steps} steps for {length} tokens: leave both out"
-            )
-        return options.rule(self.corruption)
+    def _one_by_one(self, options: GenerationOptions) -> GenerationOptions:
+        """How an autoregressive model writes: every token after those on its left."""
+        own = {"step": "left_to_right", "num_steps": None, "block": 1}
+        for name, only in own.items():
+            if getattr(options, name) not in (None, only):
+                raise ConfigError(
+                    f"this model writes one token after another, from left to right; got "
+                    f"{name}={getattr(options, name)}: leave it out"
+                )
+        return replace(options, step="left_to_right", block=1, lookahead=False)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
@@ -434,7 +444,7 @@ class DiffusionLM:
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
-            step=self._rule(options, int((~fixed).sum(1).max())),
+            step=options.rule(self.corruption),
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
         )
 
