@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.train.optim import Average
-from sfumato.train.world import placed, whole
+from sfumato.train.world import placed, reshard, whole
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class State:
 
     def weights(self) -> dict[str, Tensor]:
         """What the model is saved with: averaged weights if there are any, tied ones once."""
+        reshard(self.model)
         own = self.average.values if self.average else dict(self.model.named_parameters())
         return {name: _portable(value) for name, value in own.items()}
 
@@ -33,6 +34,7 @@ class State:
         if self.average:
             for name, param in self.model.named_parameters():
                 found[f"weight.{name}"] = _portable(param)
+        reshard(self.model)
         names = {id(param): name for name, param in self.model.named_parameters()}
         for optimizer in self.optimizers:
             for param, memory in optimizer.state.items():

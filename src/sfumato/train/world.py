@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -62,6 +62,13 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     """The repeated parts of a network, which are sharded one by one."""
     kinds = model._no_split_modules or ()
     return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
+def reshard(model: nn.Module) -> None:
+    """Put back the shards that the optimizers know: a forward pass alone leaves whole weights."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
