@@ -19,8 +19,8 @@ schedules filters
 corruption models data
 denoisers
 objectives steps revising
-generate likelihood testing options
-folders pages pipeline
+generate likelihood testing
+options folders pages pipeline
 evals
 train export serve
 doctor live training_view cli
