@@ -29,13 +29,13 @@ def test_noise_is_shown_as_shade(lm):
 
 
 def test_a_row_is_cut_where_its_text_ends(lm):
-    ids = [*lm.encode(["fox"])[0], lm.special.eos, *lm.encode([" not this"])[0]]
-    page = page_of(lm, "A ", ids, [1] * len(ids))
+    ids = [*lm.encode([" fox"])[0], lm.special.eos, *lm.encode([" not this"])[0]]
+    page = page_of(lm, "A", ids, [1] * len(ids))
     assert lm.show(page) == "A fox"
     (generated,) = [piece for piece in lm.reader.pieces(page, 0) if piece.step > 0]
-    assert generated.tokens == tuple(lm.encode(["fox"])[0])
-    ended = page_of(lm, "A ", [lm.special.pad, *ids], [1] * (len(ids) + 1))
-    assert lm.show(ended) == "A "
+    assert generated.tokens == tuple(lm.encode([" fox"])[0])
+    ended = page_of(lm, "A", [lm.special.pad, *ids], [1] * (len(ids) + 1))
+    assert lm.show(ended) == "A"
     assert list(lm.reader.pieces(ended, 0, by_step=True))[1:] == []
 
 
