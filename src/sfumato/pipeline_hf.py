@@ -1,0 +1,57 @@
+"""The "text-diffusion" pipeline of Hugging Face's transformers.
+
+sfumato.pipeline_hf.register()
+pipe = transformers.pipeline("text-diffusion", model="folder or hub name")
+print(pipe("Once upon a time", num_steps=64, seed=0)[0]["generated_text"])
+"""
+
+from typing import Any
+
+from transformers import AutoModelForMaskedLM, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+import sfumato.models  # noqa: F401 (teaches the Auto classes our types)
+from sfumato.folders import find_folder
+from sfumato.options import GenerationOptions, read_generation_config
+from sfumato.pages import Generation
+from sfumato.pipeline import DiffusionLM
+
+TASK = "text-diffusion"
+
+
+class TextDiffusionPipeline(Pipeline):
+    """`DiffusionLM.generate` for every prompt; options are those of `GenerationOptions`.
+
+    Returns [{"generated_text": prompt and new text}, ...], one for each of `num_samples`.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        place = self.model.name_or_path  # empty for a model that was not loaded
+        options = read_generation_config(find_folder(place)) if place else GenerationOptions()
+        self.lm = DiffusionLM(self.model, self.tokenizer, options)  # type: ignore[arg-type]
+
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        return {}, options, {}
+
+    def preprocess(self, input_: str, **unused: Any) -> dict[str, Any]:
+        return {"prompt": input_}
+
+    def _forward(self, input_tensors: dict[str, Any], **options: Any) -> Any:
+        return self.lm.generate(**input_tensors, **options)
+
+    def postprocess(self, model_outputs: Generation, **unused: Any) -> list[dict[str, str]]:  # type: ignore[override]
+        return [{"generated_text": text} for text in model_outputs.full_texts]
+
+
+def register() -> None:
+    """Teach `transformers.pipeline` the task; once is enough."""
+    if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, TextDiffusionPipeline, pt_model=AutoModelForMaskedLM, type="text"
+        )
