@@ -45,6 +45,13 @@ def test_streams_are_independent(pair):
     assert not torch.equal(a, b)
 
 
+def test_any_integer_is_a_seed():
+    seeds = [0, -1, 2**62, 2**63 - 1, -(2**63), 2**63, 2**64 - 2, 3**80]
+    keys = torch.cat([Rng.from_seed(seed).keys for seed in seeds])
+    assert len(keys.unique()) == len(seeds)
+    assert torch.equal(Rng.from_seed(2**64 - 1).keys, Rng.from_seed(-1).keys)
+
+
 def test_no_two_keys_of_many_rows_and_folds_are_equal():
     rng = Rng.from_seed(0, 1000)
     keys = torch.cat([rng.fold(number).keys for number in range(1000)])

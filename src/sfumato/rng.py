@@ -43,8 +43,9 @@ class Rng:
 
     @classmethod
     def for_rows(cls, seed: int, rows: Tensor) -> "Rng":
-        """One key for every row number."""
-        start = torch.full_like(rows, seed ^ _TEXT_STREAM, dtype=torch.int64)
+        """One key for every row number; any integer is a seed, by its last 64 bits."""
+        bits = (seed + 2**63) % 2**64 - 2**63
+        start = torch.full_like(rows, bits ^ _TEXT_STREAM, dtype=torch.int64)
         return cls(_mix(_mix(start * _GOLDEN + 1) + (rows.long() + 1) * _GOLDEN))
 
     def fold(self, data: int | Tensor) -> "Rng":
