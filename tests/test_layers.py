@@ -20,7 +20,7 @@ corruption models data
 denoisers
 objectives steps revising
 generate likelihood testing
-options folders pages pipeline
+options folders pages pipeline pipeline_hf
 evals
 train export serve
 doctor live training_view cli
