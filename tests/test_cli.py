@@ -172,6 +172,27 @@ def test_a_reader_that_goes_away_is_no_error(folder, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_an_interrupted_text_leaves_its_trajectory(run, folder, tmp_path):
+    path = tmp_path / "pages.jsonl"
+    interrupt_when_there(path)
+    words = ("generate", "-m", folder, "--step", "remask_cap", "--steps", 10**7)  # until then
+    code, out, err = run(*words, "--trajectory", path)
+    assert (code, out, err) == (130, "", "")
+    pages = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [page["step"] for page in pages] == list(range(len(pages)))
+
+
+def interrupt_when_there(path):
+    """Press Ctrl-C as soon as a file has something in it."""
+
+    def wait():
+        while not (path.exists() and path.stat().st_size):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -181,7 +202,6 @@ def test_a_reader_that_goes_away_is_no_error(folder, monkeypatch, capfd):
         (["--temperature", "-1"], "temperature must be 0 or more, got -1.0"),
         (["--top-p", "0"], "top_p must be in (0, 1], got 0.0"),
         (["--top-k", "0"], "top_k must be at least 1"),
-        (["--seed", "-3"], "seed must be from 0"),
         (["-n", "0"], "num_samples must be at least 1, got 0"),
         (["--step", "margn"], "unknown step 'margn'; did you mean margin"),
         (["--step-option", "level"], "expected name=number, such as level=0.8, got 'level'"),
@@ -303,15 +323,7 @@ def test_a_run_is_told_line_by_line_and_its_model_writes(run, words_folder, tmp_
 
 def test_an_interrupted_run_says_how_to_go_on(run, words_folder, tmp_path):
     path = run_file(tmp_path, words_folder)
-    metrics = tmp_path / "out" / "metrics.jsonl"
-
-    def interrupt():
-        while not (metrics.exists() and metrics.stat().st_size):
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
+    interrupt_when_there(tmp_path / "out" / "metrics.jsonl")
     code, _, err = run("train", path, "train.max_steps=1000000", "train.save_steps=10")
     assert code == 130
     assert err == "interrupted; give the same command again to go on\n"

@@ -290,7 +290,6 @@ def test_the_source_is_named(tiny, text):
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"temperature": -1.0}, "temperature must be 0 or more"),
         ({"step": "margn"}, "unknown step 'margn'"),
-        ({"seed": -1}, "seed must be from 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

@@ -133,8 +133,6 @@ def test_another_step_leaves_the_options_of_the_old_one_behind():
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
         ({"min_p": -0.5}, r"min_p must be in \[0, 1\], got -0.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be positive, got 0.0"),
-        ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
-        ({"seed": 2**63}, r"seed must be from 0 to 2\*\*63 - 1"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_at_once(changes, message):
