@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 from tiny_lm import tiny_lm
 
-from sfumato.live import FIRST, HAZE, LATEST, colour, paint, watch
+from sfumato.live import FIRST, HAZE, LATEST, colour, frame, paint, watch
 from sfumato.pages import NOISE
 
 
@@ -72,3 +72,14 @@ def test_pages_that_nobody_could_see_are_not_drawn(lm):
     passed = list(watch(lm.reader, iter(pages * 50), console))
     assert len(passed) == 50 * len(pages)
     assert drawn(console).count("tokens to decide") < len(passed) / 2
+
+
+def test_a_frame_is_no_larger_than_the_screen(lm):
+    """What scrolls off the screen cannot be taken back."""
+    page = next(lm.stream(["The fox met"] * 30, length=30, seed=1))
+    for height, lines in ((10, 9), (3, 2), (500, 30 * 2 + 1)):
+        console = Console(file=io.StringIO(), force_terminal=True, width=60, height=height)
+        drawn = frame(lm.reader, page, console).renderables
+        assert len(drawn) == lines
+        assert drawn[-1].plain == "step 0, 900 tokens to decide"
+        assert max(console.measure(line).maximum for line in drawn) <= 60

@@ -40,8 +40,17 @@ def paint(reader: "Reader", page: "Page", row: int) -> Text:
     return shown
 
 
+def frame(reader: "Reader", page: "Page", console: Console) -> Group:
+    """All rows one under another, as much of them as the screen has room for, and how far it is."""
+    rows = range(len(page.task.rows))
+    lines = [line for row in rows for line in paint(reader, page, row).wrap(console, console.width)]
+    left = int(page.canvas.noisy.sum())
+    status = Text(f"step {page.step}, {left} tokens to decide", style="dim")
+    return Group(*lines[: max(console.height - 2, 1)], status)
+
+
 def watch(reader: "Reader", pages: Iterator["Page"], console: Console) -> Iterator["Page"]:
-    """Draw the pages as they pass by, all rows one under another; the screen is clean afterwards.
+    """Draw the pages as they pass by; the screen is clean afterwards.
 
     Pages that come faster than the screen is drawn are passed on without being looked at.
     """
@@ -50,8 +59,5 @@ def watch(reader: "Reader", pages: Iterator["Page"], console: Console) -> Iterat
         for page in pages:
             if time.monotonic() >= due:
                 due = time.monotonic() + 1 / FRAMES_PER_SECOND
-                texts = [paint(reader, page, row) for row in range(len(page.task.rows))]
-                left = int(page.canvas.noisy.sum())
-                status = Text(f"step {page.step}, {left} tokens to decide", style="dim")
-                screen.update(Group(*texts, status), refresh=True)
+                screen.update(frame(reader, page, console), refresh=True)
             yield page

@@ -35,7 +35,7 @@ def show(events: Iterable[Event], console: Console, every: int) -> None:
 
 def _print(console: Console, text: Text | None) -> None:
     if text is not None:
-        console.print(text, soft_wrap=True)
+        console.print(text, soft_wrap=not console.is_terminal)  # a file gets whole lines
 
 
 def _numbers(event: Stepped) -> str:
