@@ -245,6 +245,21 @@ def test_exact_k_equals_the_loop_over_rows_and_tokens():
     assert float(loss.value.detach()) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_the_network_is_told_the_time_of_its_noise():
+    batch = page()
+    denoiser = table(batch)
+    for objective in ALL[:9]:
+        objective(denoiser, batch, RUN)
+        t = denoiser.asked["t"]
+        assert t.dtype == torch.float32
+        if isinstance(objective, Bound) or isinstance(objective.selection, Bernoulli):
+            assert torch.equal(t, objective.times(batch.slots, RUN.fold(0)).float())
+        else:
+            noisy = denoiser.asked["where"].sum(1)
+            share = noisy / batch.trainable.sum(1).clamp_min(1).repeat(len(t) // 6)
+            torch.testing.assert_close(t, share.float())
+
+
 def test_correct_and_corrupted_are_counted():
     batch = page()
     denoiser = table(batch)

@@ -46,7 +46,7 @@ def test_streams_are_independent(pair):
 
 
 def test_any_integer_is_a_seed():
-    seeds = [0, -1, 2**62, 2**63 - 1, -(2**63), 2**63, 2**64 - 2, 3**80]
+    seeds = [0, -1, 2**62, 2**63 - 1, 2**63, 2**64 - 2, 3**80]
     keys = torch.cat([Rng.from_seed(seed).keys for seed in seeds])
     assert len(keys.unique()) == len(seeds)
     assert torch.equal(Rng.from_seed(2**64 - 1).keys, Rng.from_seed(-1).keys)

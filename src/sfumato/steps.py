@@ -37,8 +37,7 @@ def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
     """
     weights = (logits.double() - logits.amax(-1, keepdim=True)).exp()
     total = weights.cumsum(-1)
-    target = (u * total[:, -1]).minimum(total[:, -1].nextafter(torch.zeros_like(u)))
-    return torch.searchsorted(total, target[:, None], right=True)[:, 0]
+    return torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)[:, 0]
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -126,8 +126,9 @@ def _check_posterior(corruption: Corruption, t: float, s: float) -> None:
         mixed = corruption.posterior((p0 @ certain[rows])[None], token[None], now[:1], then[:1])
         wanted = (p0 @ bayes[x0[rows], token])[None]
         close(mixed, wanted, 1e-7, f"{rule} must mix over p(x_0 | x_t)")
-    ended = corruption.posterior(certain, xt, now, torch.zeros_like(now))
-    close(ended, certain, 1e-7, f"posterior from t = {t} to s = 0 must be p(x_0 | x_t)")
+        p0 = (p0 @ certain[rows])[None]
+        ended = corruption.posterior(p0, token[None], now[:1], torch.zeros_like(now[:1]))
+        close(ended, p0, 1e-7, f"posterior from t = {t} to s = 0 must be p(x_0 | x_t)")
 
 
 def _check_bound(corruption: Corruption, t: float, seed: int) -> None:
