@@ -261,8 +261,8 @@ def test_cached_prompts_of_different_lengths_equal_full_ones(options, length):
     shift = options["attention"] == "causal"
     full = autoregressive(model, MASK) if shift else Full(model, MASK)
     cached = Cached(model, MASK, model.attend, shift=shift)
-    left = text(3, 4)
-    hidden = torch.arange(4)[None] < torch.tensor([[0], [2], [4]])  # the last has no prompt
+    left = text(3, 5)
+    hidden = torch.arange(5)[None] < torch.tensor([[1], [3], [5]])  # the last has no prompt
     canvas = noisy(3, length)
     for more in ([], [text(3, 4, 7)]):
         one, other = (d.given(left=left, left_hidden=hidden) for d in (full, cached))

@@ -294,6 +294,16 @@ def test_blocks_that_are_given_are_seen_and_not_written():
     assert counted.asked[0][3].left.tolist() == [[1, 0]]
 
 
+def test_a_given_block_in_the_middle_is_seen_by_the_next():
+    template = torch.tensor([[0, 2, 1, 0]])
+    fixed = torch.tensor([[False, True, True, False]])
+    canvas = blank(MASKED, template, fixed, Rng.from_seed(0))
+    counted = Counted(WORLD.denoiser(MASKED))
+    *_, last = generate(counted, canvas, LeftToRight(LINEAR), Rng.from_seed(0), block=1)
+    assert torch.equal(counted.asked[-1][3].left, last.tokens[:, :3])
+    assert last.tokens[0, 1:3].tolist() == [2, 1]
+
+
 @pytest.mark.parametrize("lookahead", [True, False])
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_an_exact_rule_is_exact_in_blocks(block, lookahead):
@@ -372,6 +382,20 @@ def test_temperature_0_leaves_choices_of_places_to_what_the_model_believes(step)
     assert torch.equal(warm[0].noisy, greedy[0].noisy) or isinstance(step, TopConfidence)
     if not step.exact:
         assert len(greedy) > 1
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_filter_after_the_temperature_still_leaves_beliefs_unsharpened(order):
+    class Looks(TopProbability):
+        def choose(self, canvas, where, logits, t, s):
+            seen.append(logits)
+            return super().choose(canvas, where, logits, t, s)
+
+    seen = []
+    written(Looks(LINEAR), empty(1), filters=[Temperature(0), Suppress((1,))][::order])
+    wanted = WORLD.denoiser(MASKED)(empty(1).tokens, torch.ones(1))[0]
+    wanted[:, 1] = -torch.inf
+    torch.testing.assert_close(seen[0], wanted)
 
 
 def test_temperature_0_with_one_decision_a_step_is_greedy_decoding():

@@ -1,7 +1,7 @@
 """Which positions see which: an attention pattern is a value.
 
 Every pattern is intersected with the segments: a position sees only positions of its own document,
-and hidden positions (segment -1, padding) are seen by none.
+so hidden positions (segment -1, padding) are seen by hidden ones only.
 """
 
 from dataclasses import dataclass
@@ -76,15 +76,12 @@ def attention_allowed(
 ) -> Tensor | None:
     """[B, 1, Q, K] bool for scaled dot product attention, or None where everything is seen.
 
-    A hidden query sees itself alone, so that its softmax is defined; nobody reads it.
+    Hidden positions see each other, so that their softmax is defined; nobody reads them.
     """
     allowed = attend.allowed(query_positions, key_positions)
     if query_segments is not None and key_segments is not None:
         same = query_segments[:, :, None] == key_segments[:, None, :]
-        same = same & (key_segments[:, None, :] != HIDDEN)
         allowed = same if allowed is None else allowed & same
-        itself = query_positions[:, :, None] == key_positions[:, None, :]
-        allowed = allowed | (itself & (query_segments[:, :, None] == HIDDEN))
     return None if allowed is None else allowed[:, None]
 
 
