@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from small_runs import of_kind, run_all, small_run
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.errors import CheckpointError, ConfigError, TrainingError
 from sfumato.train.events import Evaluated, Saved, Stepped
@@ -62,6 +63,10 @@ trainer.close()
 trainer = Trainer(small_run(words, out / ("poisoned", "unseen")[rank], train=OPTIONS), own)
 with pytest.raises(CheckpointError, match="processes see different checkpoints"):
     next(trainer.events())
+trainer.close()
+# kept until after the group is destroyed, DDP's reducer may wait for gloo's thread for ever
+assert isinstance(trainer.scored, DistributedDataParallel)
+assert not hasattr(trainer.scored, "reducer")
 
 with pytest.raises(ConfigError, match="must be a multiple of 2"):
     run_all(small_run(words, out / "odd", "train.batch_size=5"))

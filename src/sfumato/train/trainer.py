@@ -41,7 +41,7 @@ from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
 from sfumato.train.state import State
 from sfumato.train.step import Scored, Stepper, to_device
-from sfumato.train.world import World, fast_dtype, joined
+from sfumato.train.world import World, fast_dtype, joined, release
 from sfumato.types import Batch
 
 EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
@@ -98,7 +98,8 @@ class Trainer:
         if run.train.torch_compile:
             self.model.compile_blocks()
         scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
-        self.scored = world.spread(scored, run.train.parallel)
+        objective = build_objective(run, self.corruption)
+        self.scored = world.spread(scored, run.train.parallel)  # all that may be refused was
         fast = fast_dtype(world.device)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": fast}[
             run.train.precision
@@ -106,7 +107,6 @@ class Trainer:
         params = dict(self.model.named_parameters())
         average = Average(params, run.train.ema_decay) if run.train.ema_decay else None
         self.state = State(self.model, build_optimizers(self.model, run.train, self.dtype), average)
-        objective = build_objective(run, self.corruption)
         self.stepper = Stepper(
             self.scored, objective, self.state, run.train, run.seed, self.dtype, world
         )
@@ -137,9 +137,10 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """Let go of the metrics' files."""
+        """Let go of the metrics' files and of the other processes; the trainer steps no more."""
         if self.metrics:
             self.metrics.close()
+        release(self.scored)
 
     # --- before the first step ---
 

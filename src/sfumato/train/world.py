@@ -58,6 +58,16 @@ class World:
         return module
 
 
+def release(module: nn.Module) -> None:
+    """Let go of the process group that DDP holds, before it is destroyed.
+
+    DDP's reducer dies with the interpreter's lock in hand. Were it the group's last owner, it would
+    wait for gloo's thread, and that for the lock: a deadlock after the last step (torch 2.13).
+    """
+    if isinstance(module, DistributedDataParallel):
+        del module.logger, module.reducer
+
+
 def layers(model: PreTrainedModel) -> list[nn.Module]:
     """The repeated parts of a network, which are sharded one by one."""
     kinds = model._no_split_modules or ()
