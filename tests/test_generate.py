@@ -10,7 +10,7 @@ from sfumato.filters import Forced, Repetition, Suppress, Temperature
 from sfumato.generate import blank, denoise, even_times, generate, one_each
 from sfumato.revising import Cap, Remasking, Wino
 from sfumato.rng import Rng
-from sfumato.schedules import Linear
+from sfumato.schedules import CosineMask, Linear
 from sfumato.steps import (
     Ancestral,
     EntropyBound,
@@ -251,12 +251,26 @@ def test_the_network_is_told_the_time():
     assert counted.asked[0][1].dtype == torch.float32
 
 
-def test_first_hitting_tells_each_row_its_own_time():
+@pytest.mark.parametrize("schedule", [LINEAR, CosineMask()], ids=repr)
+@pytest.mark.parametrize("block", [None, 2])
+def test_first_hitting_tells_when_the_very_position_is_revealed(schedule, block):
+    """n noisy tokens become clean at n uniform noise rates, the largest first."""
+    step, counted = FirstHitting(schedule), Counted(WORLD.denoiser(MASKED))
+    list(generate(counted, empty(3000), step, Rng.from_seed(0, 3000), block=block))
+    rates = 1 - schedule.alpha(torch.stack([t for _, t, _, _ in counted.asked]))
+    size = block or 4
+    falls = rates.view(-1, size, 3000).diff(dim=1)
+    assert bool((falls < 0).all())
+    wanted = torch.arange(size, 0, -1).repeat(4 // size) / (size + 1)
+    torch.testing.assert_close(rates.mean(1), wanted, rtol=0, atol=0.02)
+
+
+def test_first_hitting_remembers_the_time_that_it_told():
     counted = Counted(WORLD.denoiser(MASKED))
-    list(generate(counted, empty(2), FirstHitting(LINEAR), Rng.from_seed(0, 2)))
-    times = torch.stack([t for _, t, _, _ in counted.asked])
-    assert bool((times.diff(dim=0) < 0).all())
-    assert bool((times[1:, 0] != times[1:, 1]).all())
+    step, rng = FirstHitting(LINEAR), Rng.from_seed(0, 2)
+    pages = denoise(counted, empty(2), step, even_times(4), rng)
+    for number, page in enumerate(pages):
+        assert torch.equal(page.memory["time"][:, 0].float(), counted.asked[number][1])
 
 
 # --- blocks ---
@@ -309,6 +323,22 @@ def test_a_given_block_in_the_middle_is_seen_by_the_next():
 def test_an_exact_rule_is_exact_in_blocks(block, lookahead):
     last = written(RandomOrder(LINEAR), empty(4000), block=block, lookahead=lookahead)
     assert WORLD.distance(last.tokens) < 1.5 * WORLD.noise_floor(4000)
+
+
+@pytest.mark.parametrize("corruption", [Uniform(4, MASK), Hybrid(4, MASK)], ids=repr)
+def test_other_noise_is_refused_on_the_right_of_a_block(corruption):
+    step, right = Ancestral(corruption), torch.tensor([[0, 0, 1, 1]]).bool()
+    name = type(corruption).__name__.lower()
+    with pytest.raises(ConfigError, match=f"with {name} noise .* use lookahead=False"):
+        written(step, empty(1, corruption), corruption=corruption, block=2)
+    canvas = blank(corruption, torch.ones(1, 4).long(), right.roll(-1), Rng.from_seed(0))
+    with pytest.raises(ConfigError, match="use lookahead=False"):
+        written(step, canvas, corruption=corruption, block=2)
+    # all that is right of the only block to be written is given text
+    canvas = blank(corruption, torch.ones(1, 4).long(), right, Rng.from_seed(0))
+    last = written(step, canvas, corruption=corruption, block=2, num_steps=4)
+    assert last.tokens[0, 2:].tolist() == [1, 1]
+    assert not bool(last.noisy.any())
 
 
 @pytest.mark.parametrize("corruption", [Uniform(4, MASK), Hybrid(4, MASK)], ids=repr)

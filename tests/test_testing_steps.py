@@ -159,9 +159,15 @@ class FloatTokens(Fault):
         return replace(new, tokens=new.tokens.float())
 
 
+class TellsTimesBeyondTheEnd(Fault):
+    def told(self, canvas, t, rng):
+        return 2 * t
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
+        (TellsTimesBeyondTheEnd, r"told must return \[6\] times in \[0, 1\]"),
         (WritesInPlace, "a step must return a new canvas, not write into the old one"),
         (WritesIntoNoisy, "wanted must not write into the canvas"),
         (WritesIntoLogits, "a step must not write into the logits"),

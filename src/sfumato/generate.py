@@ -64,7 +64,7 @@ def denoise(
     for number, (now, then) in enumerate(pairwise(times.unbind(1))):
         draws = rng.fold(number)
         where = step.wanted(canvas, now, then, draws)
-        seen = canvas.memory["time"][:, 0] if "time" in canvas.memory else now
+        seen = step.told(canvas, now, draws) if hasattr(step, "told") else now  # type: ignore[attr-defined]
         logits = sharp = torch.zeros((0, 1), device=device)
         if bool(where.any()):
             logits = look(canvas.tokens, seen.float(), where)
@@ -90,6 +90,8 @@ def generate(
 
     `num_steps` is shared out over the blocks (None: one for every noisy position). With `lookahead`
     a block sees what lies right of it, as noise or given text (LLaDA); otherwise not (BD3-LM).
+    Only masks say nothing: noise that may be text is refused on the right of a block that is less
+    noisy, because the denoiser, told one time for all, would take it for a hint.
     Where nothing is noisy, the page comes as it is, once.
     """
     length = canvas.tokens.shape[1]
@@ -104,6 +106,14 @@ def generate(
             f"num_steps {num_steps} is less than the {len(starts)} blocks of {size} in {length} "
             f"positions; use num_steps={len(starts)} or larger blocks"
         )
+    corruption = getattr(step, "corruption", None)  # a rule without one decides masks
+    if lookahead and corruption is not None and not corruption.absorbing:
+        written = sum(bool(canvas.noisy[:, at : at + size].any()) for at in starts)
+        if written > 1:
+            raise ConfigError(
+                f"with {type(corruption).__name__.lower()} noise a block cannot see later blocks: "
+                "their noise is stronger than its own, and could be text; use lookahead=False"
+            )
     if not bool(canvas.noisy.any()):
         yield canvas
     decided = (~canvas.noisy).all(0).long().cumprod(0).sum()  # columns that are given in every row

@@ -163,7 +163,8 @@ class Ancestral:
 @dataclass(frozen=True)
 class FirstHitting:
     """One position a step, chosen evenly, at the very time when the process would reveal it
-    (Zheng et al., arXiv 2409.02908): no error of time steps. What is left at the end goes at once.
+    (Zheng et al., arXiv 2409.02908, section 4.1): no error of time steps. The network is told that
+    very time. What is left at the end goes at once.
     """
 
     schedule: Schedule
@@ -184,13 +185,16 @@ class FirstHitting:
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
-        left = canvas.noisy.sum(1).clamp_min(1)
-        now = canvas.memory.get("time", t[:, None].expand(canvas.tokens.shape))[:, 0].double()
-        u = rng.fold(_RENOISE).uniform(1)[:, 0]
-        alpha = 1 - (1 - self.schedule.alpha(now)) * u ** (1 / left)
-        time = self.schedule.time(alpha)[:, None].expand(canvas.tokens.shape)
+        time = self.told(canvas, t, rng)[:, None].expand(canvas.tokens.shape)
         new = commit(canvas, where, draw_at(canvas, where, where, sharp, rng))
         return replace(new, memory={**canvas.memory, "time": time})
+
+    def told(self, canvas: Canvas, t: Tensor, rng: Rng) -> Tensor:
+        """When the next position is revealed, [B]: the largest of n noise rates below the last."""
+        left = canvas.noisy.sum(1).clamp_min(1)
+        last = canvas.memory["time"][:, 0] if "time" in canvas.memory else t
+        u = rng.fold(_RENOISE).uniform(1)[:, 0]
+        return self.schedule.time(1 - (1 - self.schedule.alpha(last.double())) * u ** (1 / left))
 
 
 @dataclass(frozen=True)

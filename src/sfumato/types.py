@@ -94,10 +94,11 @@ class Trainable(Denoiser, Protocol):
 class Step(Protocol):
     """One rule for deciding positions.
 
-    `exact`: with a perfect denoiser, and as steps get small, it samples the model's own law. Two
-    more attributes are asked for where a rule has them. `verifies`: its logits must come from
+    `exact`: with a perfect denoiser, and as steps get small, it samples the model's own law. More
+    attributes are asked for where a rule has them. `verifies`: its logits must come from
     `leave_one_out` of the denoiser. `reopens`: it puts noise back also where nothing is noisy, so
-    only s = 0 is the end.
+    only s = 0 is the end. `told(canvas, t, rng)`: the times [B] that the network is told, where
+    they are not t; same rng. `corruption`: the noise that it undoes, where that is not masks.
     """
 
     @property

@@ -92,6 +92,15 @@ class _Watched:
     def reopens(self) -> bool:
         return getattr(self.step, "reopens", False)
 
+    def told(self, canvas: Canvas, t: Tensor, rng: Rng) -> None:
+        if not hasattr(self.step, "told"):
+            return
+        times = self.step.told(canvas, t, rng)  # type: ignore[attr-defined]
+        expect(
+            times.shape == t.shape and bool(((times >= 0) & (times <= 1)).all()),
+            f"told must return {list(t.shape)} times in [0, 1]; got {times}",
+        )
+
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         before = _copy(canvas)
         where = self.step.wanted(canvas, t, s, rng)
@@ -163,6 +172,7 @@ def _run(
             break
         t, s = (1 - number / 5) ** power, (1 - (number + 1) / 5) ** power
         draws = rng.fold(number)
+        step.told(canvas, t, draws)
         where = step.wanted(canvas, t, s, draws)
         canvas = step(canvas, where, network(canvas.tokens, where), t, s, draws)
     return canvas
