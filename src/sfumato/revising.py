@@ -115,14 +115,17 @@ class Remasking:
     """ReMDM (arXiv 2503.00307, eq. 5-7): decided tokens are masked again with probability sigma,
     and the chance of revealing grows so that the marginals stay those of the process.
 
-    With `by_confidence`, sigma is shared out by softmax(-confidence at the time of decision): what
-    was decided in doubt is revised first; that leaves the process.
+    With `by_confidence` (section 4.1), the decided tokens of a row share sigma out among them by
+    softmax(-confidence at the time of decision), so that at most one is revised a step, on average,
+    and what was decided in doubt first. Masked tokens have no share: they are revealed at the
+    process's own rate, which therefore falls behind.
     """
 
     schedule: Schedule
     mask_id: int
     rate: Rate = field(default_factory=Cap)
     by_confidence: bool = False
+    trained: Schedule | None = None  # the network's, if it is told the time and this is another
     reopens = True  # also what is wholly decided: to stop there would favour what was drawn at once
 
     @property
@@ -130,13 +133,18 @@ class Remasking:
         return not self.by_confidence
 
     def law(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """sigma and the chance of revealing, [B] each."""
+        """sigma, of each decided token or of all together, and the chance of revealing: [B]."""
         alpha_t, alpha_s = self.schedule.alpha(t.double()), self.schedule.alpha(s.double())
         alpha_s = torch.where(s <= 0, torch.ones_like(alpha_s), alpha_s)
         limit = ((1 - alpha_s) / alpha_t.clamp_min(1e-300)).clamp_max(1.0)
         sigma = self.rate(limit, t, s)
-        reveal = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t).clamp_min(1e-300)
+        made_up = torch.zeros_like(sigma) if self.by_confidence else sigma
+        reveal = (alpha_s - (1 - made_up) * alpha_t) / (1 - alpha_t).clamp_min(1e-300)
         return sigma, reveal.clamp(0, 1)
+
+    def told(self, canvas: Canvas, t: Tensor, rng: Rng) -> Tensor:
+        """When a text of the network's own schedule is as noisy as this one, [B]."""
+        return t if self.trained is None else self.trained.time(self.schedule.alpha(t))
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         u = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
@@ -159,7 +167,7 @@ class Remasking:
         if self.by_confidence:
             known = memory.get("confidence", torch.ones_like(tokens, dtype=torch.float32))
             doubt = (-known).masked_fill(~decided, -torch.inf).softmax(1).nan_to_num(0.0)
-            sigma = (sigma * doubt * decided.sum(1, keepdim=True)).clamp_max(1.0)
+            sigma = sigma * doubt
             sure = probabilities(logits).gather(-1, tokens[where][:, None])[:, 0]
             known = torch.where(where, spread(sure, where, 0.0), known)
             memory = {**memory, "confidence": known}
@@ -184,7 +192,7 @@ def loop(
 ) -> Remasking:
     """ReMDM's loop: write most of the text by `t_on`, revise it until `t_off`, then finish."""
     plateau = Plateau(schedule, t_on, t_off, alpha_on)
-    return Remasking(plateau, mask_id, rate=During(eta, t_on, t_off))
+    return Remasking(plateau, mask_id, rate=During(eta, t_on, t_off), trained=schedule)
 
 
 @dataclass(frozen=True)
