@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.models.head import CHUNK, chunks, score_hidden, score_integrand
 
 WIDTH, VOCAB, EXCLUDED = 8, 30, 4
@@ -75,6 +76,43 @@ def test_any_integrand_gives_the_same_as_cross_entropy():
     torch.testing.assert_close(one.nll, two.nll)
     assert torch.equal(one.correct, two.correct)
     close(gradients(one.value, hidden, head.weight), gradients(two.value, hidden, head.weight))
+
+
+def test_gradients_of_cross_entropy_are_those_of_its_value_to_float64(monkeypatch):
+    """Made by hand in the forward pass, so against finite differences, over several chunks."""
+    monkeypatch.setattr("sfumato.models.head.CHUNK", 4)
+    hidden, head, targets, weights = (each.detach() for each in case(9))
+    inputs = hidden.double().requires_grad_(), head.double().requires_grad_()
+
+    def value(hidden: Tensor, head: Tensor) -> Tensor:
+        return score_hidden(hidden, head, targets, weights.double(), (EXCLUDED,)).value
+
+    assert torch.autograd.gradcheck(value, inputs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [Masked, Uniform, Hybrid])
+def test_gradients_of_bounds_are_those_of_their_value_to_float64(noise, monkeypatch):
+    monkeypatch.setattr("sfumato.models.head.CHUNK", 3)
+    corruption = noise(6, EXCLUDED)
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(7, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(6, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(7, generator=draw, dtype=torch.float64)
+    clean = torch.tensor([0, 1, 2, 3, 5, 0, 1])
+    seen = torch.tensor([EXCLUDED, EXCLUDED, 2, 3, 5, 1, 5])  # masked, the same, another
+    if noise is not Hybrid:  # of the other two, those that can occur
+        seen = torch.where(torch.tensor(noise is Masked), EXCLUDED, seen % EXCLUDED)
+    times = torch.linspace(0.1, 0.9, 7, dtype=torch.float64)
+
+    def integrand(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        logp = logits.index_fill(-1, torch.tensor([EXCLUDED]), -torch.inf).log_softmax(-1)
+        each = corruption.bound(logp, clean[part], seen[part], times[part])
+        return each, logp.argmax(-1) == clean[part]
+
+    def value(hidden: Tensor, head: Tensor) -> Tensor:
+        return score_integrand(hidden, lambda h: h @ head.T, weights, integrand).value
+
+    assert torch.autograd.gradcheck(value, (hidden, head), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK - 3])

@@ -42,13 +42,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, head, targets, weights, excluded):  # type: ignore[override]
         need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         count, compute = len(hidden), hidden.dtype
-        weight = head.to(compute)
-        nll = torch.empty(count, dtype=torch.float32, device=hidden.device)
+        weight, exact = head.to(compute), torch.promote_types(compute, torch.float32)
+        nll = torch.empty(count, dtype=exact, device=hidden.device)
         correct = torch.empty(count, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if need else None
+        grad_head = torch.zeros_like(head, dtype=exact) if need else None
         for part in chunks(count):
-            logits = (hidden[part] @ weight.T).float()
+            logits = (hidden[part] @ weight.T).to(exact)
             if excluded:
                 logits[:, list(excluded)] = -torch.inf
             # A softmax that overwrites the logits: passes over them are what the head costs.
@@ -59,15 +59,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total = odds.sum(-1, keepdim=True)
             nll[part] = (total.log() + top - chosen)[:, 0]
             if need:
-                scale = weights[part, None].float()
+                scale = weights[part, None].to(exact)
                 grad = odds.mul_(scale / total)
                 grad.scatter_add_(-1, wanted, -scale)
                 grad = grad.to(compute)
                 grad_hidden[part] = grad @ weight  # type: ignore[index]
-                grad_head += (grad.T @ hidden[part]).float()
+                grad_head += (grad.T @ hidden[part]).to(exact)
         ctx.save_for_backward(grad_hidden, grad_head)
+        value, nll = (weights.to(exact) * nll).sum(), nll.float()
         ctx.mark_non_differentiable(nll, correct)
-        return (weights.float() * nll).sum(), nll, correct
+        return value, nll, correct
 
     @staticmethod
     def backward(ctx, grad_value, grad_nll, grad_correct):  # type: ignore[override]
@@ -94,7 +95,8 @@ def score_integrand(
     for part in chunks(len(hidden)):
 
         def piece(h: Tensor, part: slice = part) -> tuple[Tensor, Tensor]:
-            return integrand(head(h).float(), part)
+            logits = head(h)
+            return integrand(logits.to(torch.promote_types(logits.dtype, torch.float32)), part)
 
         nll, correct = checkpoint(piece, hidden[part], use_reentrant=False)  # type: ignore[misc]
         value = value + (weights[part] * nll).sum()
