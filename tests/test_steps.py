@@ -6,6 +6,7 @@ import torch
 from reference import even_split
 from worlds import MASK, World
 
+from sfumato import steps
 from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.errors import ConfigError
 from sfumato.generate import blank, generate
@@ -24,9 +25,12 @@ from sfumato.steps import (
     Threshold,
     TopConfidence,
     TopProbability,
+    confidences,
     draw_tokens,
     entropies,
     highest,
+    margins,
+    probability_of,
     quota,
 )
 from sfumato.testing import check_step
@@ -173,6 +177,33 @@ def test_one_possible_token_is_drawn_whatever_u():
     logits = torch.full((100, 7), -torch.inf)
     logits[:, 3] = -50.0
     assert draw_tokens(logits, Rng.from_seed(0, 100).uniform()).unique().tolist() == [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_drawing_by_groups_is_plain_inversion(dtype, monkeypatch):
+    """Sizes around a group's, impossible tokens, rows in several chunks."""
+    monkeypatch.setattr(steps, "CHUNK", 1000)
+    for size in (2, 63, 64, 65, 300):
+        rng = Rng.from_seed(size, 200)
+        logits = (8 * rng.fold(0).uniform(size)).to(dtype)
+        logits[rng.fold(1).uniform(size) < 0.5] = -torch.inf
+        logits[:, 1] = 0.0
+        u = rng.fold(2).uniform()
+        sums = logits.double().softmax(-1).cumsum(-1)
+        assert (
+            draw_tokens(logits, u).tolist() == (u[:, None] * sums[:, -1:] >= sums).sum(-1).tolist()
+        )
+
+
+def test_confidences_and_margins_are_those_of_the_softmax(monkeypatch):
+    monkeypatch.setattr(steps, "CHUNK", 100)
+    logits = (6 * Rng.from_seed(0, 50).uniform(30)).float()
+    best = logits.softmax(-1).topk(2).values
+    ids = logits.argsort(-1)[:, 7]
+    own = logits.softmax(-1).gather(-1, ids[:, None])[:, 0]
+    torch.testing.assert_close(confidences(logits), best[:, 0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(margins(logits), best[:, 0] - best[:, 1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(probability_of(ids, logits), own, rtol=1e-5, atol=1e-7)
 
 
 def test_entropy_is_the_formula():

@@ -277,8 +277,9 @@ class Cached:
 
 def without_mask(logits: Tensor, mask_id: int) -> Tensor:
     """float32 logits in which the mask token has probability 0."""
-    never = torch.arange(logits.shape[-1], device=logits.device) == mask_id
-    return logits.float().masked_fill(never, -torch.inf)
+    logits = logits.to(torch.float32, copy=True)  # what the network returned may be its own
+    logits[..., mask_id] = -torch.inf
+    return logits
 
 
 def autoregressive(model: nn.Module, mask_id: int) -> Full:

@@ -33,7 +33,7 @@ class Temperature:
         if self.value > 0:
             return logits / self.value
         best = logits.argmax(-1, keepdim=True)  # the first of equals: nothing is left to chance
-        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+        return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
 
 
 @dataclass(frozen=True)

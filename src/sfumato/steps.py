@@ -12,10 +12,12 @@ Shapes: canvas [B, L]; logits and sharp [N, V] at the positions `where` [B, L]; 
 look at `logits`, tokens are drawn from `sharp` (see `filters`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.corruption import Corruption
@@ -26,28 +28,88 @@ from sfumato.types import Canvas, Step
 
 _TOKENS, _PLACES, _RENOISE = 0, 1, 2  # what a step's random streams are for
 
+CHUNK = 2**20  # logits that are looked at together: 4 MB of float32
+GROUP = 64  # tokens whose probabilities are summed up before one among them is drawn
+
 # --- the parts that rules share ---
 
 
 def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
     """One token for each row of logits [N, V], by inversion of u [N] in (0, 1).
 
-    float64 throughout: float32 noise cuts off the tails, which acts as a lower temperature (Zheng
-    et al., arXiv 2409.02908).
+    The sums are float64: float32 noise cuts off the tails, which acts as a lower temperature (Zheng
+    et al., arXiv 2409.02908). First a group of tokens is found, then the token in it, so that only
+    the groups' sums and one group a row are summed up that precisely.
     """
-    weights = (logits.double() - logits.amax(-1, keepdim=True)).exp()
-    total = weights.cumsum(-1)
-    return torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)[:, 0]
+    return _in_chunks(_draw, logits, u)
+
+
+def _draw(logits: Tensor, u: Tensor) -> Tensor:
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    groups = F.pad(weights, (0, -weights.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+    group, rest = _invert(groups.sum(-1, dtype=torch.float64), u)
+    own = groups.gather(1, group[:, None, None].expand(-1, 1, GROUP))[:, 0]
+    return group * GROUP + _invert(own.double(), rest)[0]
+
+
+def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The index [N] at which the running sum of float64 weights [N, K] passes the share u [N] of
+    the whole, never one of weight 0; and how far into that weight it is, [N] in [0, 1)."""
+    sums = weights.cumsum(-1)
+    total = sums[:, -1:]
+    target = torch.minimum(u[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    index = torch.searchsorted(sums, target, right=True)
+    own = weights.gather(1, index)
+    into = ((target - (sums.gather(1, index) - own)) / own).clamp(0, 1 - 2**-53)
+    return index[:, 0], into[:, 0]
+
+
+def _in_chunks(compute: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
+    """`compute` over some rows of logits [N, V] (and others [N, ...]) at a time: on a CPU, fresh
+    memory for all of them would cost more than the arithmetic."""
+    rows = max(1, CHUNK // logits.shape[-1])
+    if len(logits) <= rows:
+        return compute(logits, *others)
+    split = (x.split(rows) for x in (logits, *others))
+    return torch.cat([compute(*part) for part in zip(*split, strict=True)])
 
 
 def probabilities(logits: Tensor) -> Tensor:
     return logits.float().softmax(-1)
 
 
+def confidences(logits: Tensor) -> Tensor:
+    """Probability of the most likely token of each row of logits, [N]."""
+    return _in_chunks(lambda part: (part.amax(-1) - part.logsumexp(-1)).exp(), logits.float())
+
+
+def probability_of(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Probability of tokens [N], each by its row of logits [N, V]."""
+
+    def compute(part: Tensor, ids: Tensor) -> Tensor:
+        return (part.gather(-1, ids[:, None])[:, 0] - part.logsumexp(-1)).exp()
+
+    return _in_chunks(compute, logits.float(), tokens)
+
+
+def margins(logits: Tensor) -> Tensor:
+    """By how much the most likely token of each row of logits is likelier than the next, [N]."""
+
+    def compute(part: Tensor) -> Tensor:
+        best = part.topk(2, dim=-1).values.sub(part.logsumexp(-1, keepdim=True)).exp()
+        return best[:, 0] - best[:, 1]
+
+    return _in_chunks(compute, logits.float())
+
+
 def entropies(logits: Tensor) -> Tensor:
     """Entropy of each row of logits in nats, [N]."""
-    logp = logits.float().log_softmax(-1)
-    return -(logp.exp() * logp.clamp_min(-1e30)).sum(-1)
+
+    def compute(part: Tensor) -> Tensor:
+        logp = part.log_softmax(-1)
+        return -(logp.exp() * logp.clamp_min(-1e30)).sum(-1)
+
+    return _in_chunks(compute, logits.float())
 
 
 def spread(values: Tensor, where: Tensor, empty: float) -> Tensor:
@@ -264,7 +326,7 @@ class TopConfidence:
         rng: Rng,
     ) -> Canvas:
         tokens = draw_at(canvas, where, where, sharp, rng)
-        drawn = probabilities(logits).gather(-1, tokens[where][:, None])[:, 0]
+        drawn = probability_of(tokens[where], logits)
         chosen = highest(
             spread(drawn, where, 0.0), canvas.noisy, quota(canvas, self.schedule, t, s)
         )
@@ -280,7 +342,7 @@ class TopProbability:
     wanted = _all_noisy
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(probabilities(logits).amax(-1), where, 0.0)
+        scores = spread(confidences(logits), where, 0.0)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
     __call__ = _decide
@@ -295,8 +357,7 @@ class Margin:
     wanted = _all_noisy
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        best = probabilities(logits).topk(2, dim=-1).values
-        scores = spread(best[:, 0] - best[:, 1], where, 0.0)
+        scores = spread(margins(logits), where, 0.0)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
     __call__ = _decide
@@ -333,7 +394,7 @@ class Threshold:
         _check_share("threshold level", self.level)
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(probabilities(logits).amax(-1), where, 0.0)
+        scores = spread(confidences(logits), where, 0.0)
         share = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
         return share | (canvas.noisy & (scores >= self.level))
 
@@ -355,7 +416,7 @@ class Factor:
             raise ConfigError(f"factor must be positive, got {self.factor}; use 1")
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(probabilities(logits).amax(-1), where, 0.0).masked_fill(~canvas.noisy, -1)
+        scores = spread(confidences(logits), where, 0.0).masked_fill(~canvas.noisy, -1)
         ordered = scores.sort(1, descending=True).values
         number = torch.arange(1, scores.shape[1] + 1, device=scores.device)
         allowed = ((number + 1) * (1 - ordered) < self.factor) & (ordered >= 0)
