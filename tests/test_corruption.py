@@ -178,6 +178,8 @@ def test_names_give_corruptions():
     }
     assert corruption_from(spec, 5, 4) == Hybrid(5, 4, Power(3), uniform_share=0.2)
     assert spec["name"] == "hybrid"  # left as it was
+    spec = {"schedule": {"name": "clipped", "high": 0.7, "schedule": {"name": "cosine_alpha"}}}
+    assert corruption_from(spec, 5, 4) == Masked(5, 4, Clipped(CosineAlpha(), high=0.7))
 
 
 @pytest.mark.parametrize(

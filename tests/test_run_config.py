@@ -8,8 +8,11 @@ import pytest
 import yaml
 
 import sfumato.train
+from sfumato.corruption import Masked, corruption_from
 from sfumato.errors import ConfigError
+from sfumato.schedules import Clipped, CosineAlpha, Power
 from sfumato.train import dump_run, load_run
+from sfumato.train.build import build_corruption, build_objective
 from sfumato.train.config import Section
 
 LEAST = {"output": "out", "data": {"folder": "words"}}
@@ -114,6 +117,43 @@ def test_a_broken_file_is_named(tmp_path, name, text, message):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the run file .*absent.yaml"):
         load_run(tmp_path / "absent.yaml")
+
+
+def test_a_schedule_made_from_another_is_a_run_s(tmp_path):
+    words = ["corruption.schedule={name: clipped, high: 0.9, schedule: {name: cosine_alpha}}"]
+    run = load_run(LEAST, words)
+    wanted = Masked(9, 8, Clipped(CosineAlpha(), high=0.9))
+    assert build_corruption(run, 9, 8) == wanted
+    assert build_objective(run, wanted).selection.schedule == wanted.schedule
+    (tmp_path / "run.yaml").write_text(dump_run(run))
+    changed = load_run(tmp_path / "run.yaml", ["corruption.schedule.schedule=power"])
+    assert build_corruption(changed, 9, 8).schedule == Clipped(Power(), high=0.9)
+    # a model's config keeps it as JSON
+    kept = json.loads(json.dumps(run.corruption.model_dump(exclude_none=True)))
+    assert corruption_from(kept, 9, 8) == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["corruption.schedule={name: clipped, schedule: {name: power, expo: 2}}"],
+            r"unknown key 'corruption.schedule.schedule.expo'; did you mean exponent",
+        ),
+        (["corruption.schedule={name: clipped, schedule: powr}"], r"schedule.schedule: unknown n"),
+        (["corruption.schedule={name: clipped, schedule: 3}"], r"a schedule's name, or .*; got 3"),
+        (["corruption.schedule={name: clipped, schedule: {low: 0}}"], r"a schedule's name, or"),
+        (["corruption.schedule={name: power, schedule: linear}"], r"key 'corruption.schedule.sch"),
+        (
+            ["objective.name=bound", "corruption.schedule=clipped"],
+            r"all noise rates, and Clipped\(.*\) leaves some out; use a corruption.schedule that",
+        ),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(words, message):
+    run = load_run(LEAST, words)
+    with pytest.raises(ConfigError, match=message):
+        build_objective(run, build_corruption(run, 9, 8))
 
 
 def sections(section: type[Section]) -> list[type[Section]]:

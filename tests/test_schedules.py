@@ -15,6 +15,7 @@ from sfumato.schedules import (
     Power,
     reveal_rate,
     schedule,
+    schedule_from,
 )
 from sfumato.testing import check_schedule
 
@@ -95,6 +96,16 @@ def test_names_give_schedules():
     assert schedule("clipped", low=0.1, high=0.9) == Clipped(low=0.1, high=0.9)
 
 
+def test_a_schedule_may_be_made_from_another():
+    spec = {"name": "clipped", "low": 0.1, "schedule": {"name": "power", "exponent": 3}}
+    assert schedule_from(spec) == schedule(**spec) == Clipped(Power(3), low=0.1)
+    assert spec["schedule"] == {"name": "power", "exponent": 3}  # left as it was
+    assert schedule_from({"name": "clipped", "schedule": "cosine_alpha"}) == Clipped(CosineAlpha())
+    assert schedule_from({"name": "clipped", "schedule": spec}) == Clipped(Clipped(Power(3), 0.1))
+    assert schedule_from("cosine") == CosineMask()
+    assert schedule_from({}) == Linear()
+
+
 @pytest.mark.parametrize("each", ALL, ids=repr)
 def test_the_reveal_rate_is_the_share_that_becomes_clean(each):
     t, s = torch.tensor([0.9, 0.5, 0.31, 0.3]), torch.tensor([0.6, 0.1, 0.3, 0.0])
@@ -121,6 +132,10 @@ def test_the_reveal_rate_is_defined_where_nothing_is_noisy():
         (lambda: Clipped(low=0.5, high=0.5), "Clipped needs 0 <= low < high <= 1, got low 0.5"),
         (lambda: Clipped(low=-0.1), "Clipped needs 0 <= low < high <= 1, got low -0.1"),
         (lambda: schedule("linaer"), "unknown schedule 'linaer'; did you mean linear"),
+        (lambda: schedule("clipped", schedule="linaer"), "unknown schedule 'linaer'"),
+        (lambda: schedule("linear", schedule="power"), "schedule 'linear': .*unexpected keyword"),
+        (lambda: schedule("clipped", schedule=3), "a schedule is a name, or .*; got 3"),
+        (lambda: schedule_from({"name": 3}), "a schedule is a name, or .*; got {'name': 3}"),
         (lambda: schedule("power", base=2), "schedule 'power': .*unexpected keyword.*'base'"),
     ],
 )

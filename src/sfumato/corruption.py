@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfumato.errors import ConfigError, near
 from sfumato.rng import Rng
-from sfumato.schedules import Linear, Schedule, reveal_rate, schedule
+from sfumato.schedules import Linear, Schedule, reveal_rate, schedule_from
 
 
 class Kernel(NamedTuple):
@@ -266,16 +266,14 @@ CORRUPTIONS = {"masked": Masked, "uniform": Uniform, "hybrid": Hybrid}
 def corruption_from(spec: Mapping[str, Any], vocab_size: int, mask_id: int) -> Corruption:
     """The corruption a model's config or a run file names, with the options beside the name:
 
-    {"name": "hybrid", "uniform_share": 0.2, "schedule": {"name": "power", "exponent": 2}}; the
-    schedule may also be its bare name.
+    {"name": "hybrid", "uniform_share": 0.2, "schedule": {"name": "power", "exponent": 2}}; for the
+    schedule, see `schedule_from`.
     """
     options = dict(spec)
     name = options.pop("name", "masked")
     if name not in CORRUPTIONS:
         raise ConfigError(f"unknown corruption '{name}'{near(str(name), CORRUPTIONS)}")
-    wanted = options.pop("schedule", "linear")
-    wanted: dict[str, Any] = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
-    chosen = schedule(wanted.pop("name", "linear"), **wanted)
+    chosen = schedule_from(options.pop("schedule", "linear"))
     try:
         return CORRUPTIONS[name](vocab_size, mask_id, schedule=chosen, **options)
     except TypeError as error:

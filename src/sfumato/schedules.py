@@ -5,9 +5,9 @@ under names that say which. `SCHEDULES` maps every name a paper or a run file ma
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class CosineMask:
         return -math.pi / 2 * torch.sin(math.pi / 2 * t)
 
     def time(self, alpha: Tensor) -> Tensor:
-        return 1 - torch.asin(alpha.clamp(0, 1)) * 2 / math.pi
+        return (1 - torch.asin(alpha.clamp(0, 1)) * 2 / math.pi).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class CosineAlpha:
         return -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
 
     def time(self, alpha: Tensor) -> Tensor:
-        return 1 - torch.asin((alpha.clamp(0, 1) / 2).sqrt()) * 4 / math.pi
+        return (1 - torch.asin((alpha.clamp(0, 1) / 2).sqrt()) * 4 / math.pi).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,28 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def schedule(name: str, **options: float) -> Schedule:
-    """The schedule of a name in `SCHEDULES`."""
+def schedule(name: str, **options: Any) -> Schedule:
+    """The schedule of a name in `SCHEDULES`; an option that is a schedule is given like it."""
     if name not in SCHEDULES:
         raise ConfigError(f"unknown schedule '{name}'{near(name, SCHEDULES)}")
+    if "schedule" in options:
+        options["schedule"] = schedule_from(options["schedule"])
     try:
         return SCHEDULES[name](**options)
     except TypeError as error:
         raise ConfigError(f"schedule '{name}': {error}") from None
+
+
+def schedule_from(spec: str | Mapping[str, Any]) -> Schedule:
+    """The schedule that a model's config or a run file names: its name, or the name and options,
+
+    {"name": "clipped", "low": 0.2, "schedule": {"name": "power", "exponent": 3}}.
+    """
+    if isinstance(spec, str):
+        return schedule(spec)
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name", "linear"), str):
+        raise ConfigError(f"a schedule is a name, or {{name: ..., its options}}; got {spec!r}")
+    return schedule(**{"name": "linear", **spec})
 
 
 def reveal_rate(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

@@ -53,13 +53,21 @@ def check_rule(
         if name not in known:
             hint = near(name, known) if known else f"; '{choice.name}' has no options"
             raise ConfigError(f"unknown key '{key}.{name}'{hint}")
-        if not isinstance(value, int | float):
+        if name == "schedule":  # made from another one, as `clipped`
+            inner = {"name": value} if isinstance(value, str) else value
+            if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+                raise ConfigError(
+                    f"{key}.schedule must be a schedule's name, or {{name: ..., its options}}; "
+                    f"got {value!r}"
+                )
+            check_rule(Choice(**inner), SCHEDULES, f"{key}.schedule")
+        elif not isinstance(value, int | float):
             raise ConfigError(f"{key}.{name} must be a number, got {value!r}")
 
 
 def build_corruption(run: Run, vocab_size: int, mask_id: int) -> Corruption:
     """The run's corruption of a vocabulary."""
-    check_rule(run.corruption.schedule, SCHEDULES, "corruption.schedule", {"schedule"})
+    check_rule(run.corruption.schedule, SCHEDULES, "corruption.schedule")
     return corruption_from(run.corruption.model_dump(exclude_none=True), vocab_size, mask_id)
 
 
@@ -87,6 +95,11 @@ def _main_objective(run: Run, corruption: Corruption) -> Objective:
     if options.name == "next_token":
         return NextToken()
     if options.name == "bound":
+        if schedule.low > 0 or schedule.high < 1:
+            raise ConfigError(
+                f"objective.name=bound integrates over all noise rates, and {schedule} leaves some "
+                "out; use a corruption.schedule that runs from 0 to 1, or objective.name=masked"
+            )
         return Bound(corruption, times)
     if not corruption.absorbing:
         raise ConfigError(
