@@ -34,7 +34,7 @@ from sfumato.steps import (
     quota,
 )
 from sfumato.testing import check_step
-from sfumato.types import Canvas
+from sfumato.types import Canvas, Sharp
 
 WORLD = World.random()
 LINEAR = Linear()
@@ -338,7 +338,9 @@ def test_confidence_is_in_the_token_that_was_drawn():
     canvas = Canvas(torch.full((400, 2), MASK), noisy, ~noisy)
     logits = laws.reshape(-1, 4).log()
     t, s = torch.ones(400).double(), torch.full((400,), 0.5).double()
-    new = TopConfidence(LINEAR)(canvas, noisy, logits, logits, t, s, Rng.from_seed(0, 400))
+    new = TopConfidence(LINEAR)(
+        canvas, noisy, logits, Sharp(logits, noisy, canvas), t, s, Rng.from_seed(0, 400)
+    )
     decided = (~new.noisy).long().argmax(1)
     what = new.tokens.gather(1, decided[:, None])[:, 0]
     pairs = set(zip(decided.tolist(), what.tolist(), strict=True))
@@ -360,7 +362,9 @@ def test_klass_waits_until_a_sure_prediction_has_stopped_moving():
             where = canvas.noisy
             t, s = (torch.tensor([1 - (number + k) / 8]).double() for k in (0, 1))
             logits = laws.log()[where[0]]
-            canvas = step(canvas, where, logits, logits, t, s, rng.fold(number))
+            canvas = step(
+                canvas, where, logits, Sharp(logits, where, canvas), t, s, rng.fold(number)
+            )
             if not bool(canvas.noisy[0, 0]):
                 return number
         return -1
@@ -401,7 +405,7 @@ def test_first_hitting_times_are_those_of_the_process():
         step = FirstHitting(schedule)
         where = step.wanted(canvas, t, s, rng)
         logits = torch.zeros(20000, 4)
-        new = step(canvas, where, logits, logits, t, s, rng)
+        new = step(canvas, where, logits, Sharp(logits, where, canvas), t, s, rng)
         rate = 1 - schedule.alpha(new.memory["time"][:, 0])
         for power in (1, 2):  # moments of the largest of three: 3 / 4, 3 / 5
             assert float((rate**power).mean()) == pytest.approx(3 / (3 + power), abs=0.006)

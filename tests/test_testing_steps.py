@@ -80,7 +80,7 @@ class FloorInsteadOfCeil(Fault):
 class HiddenGenerator(Fault):
     def __call__(self, canvas, where, logits, sharp, t, s, rng):
         tokens = canvas.tokens.clone()
-        tokens[where] = torch.multinomial(sharp.softmax(-1), 1)[:, 0]
+        tokens[where] = torch.multinomial(sharp.at(where).softmax(-1), 1)[:, 0]
         return commit(canvas, where, tokens)
 
 
@@ -93,7 +93,7 @@ class AveragedTimes(Fault):
 class OneStreamForAll(Fault):
     def __call__(self, canvas, where, logits, sharp, t, s, rng):
         first = rng.select(torch.zeros(len(t), dtype=torch.int64))
-        return commit(canvas, where, draw_at(canvas, where, where, sharp, first))
+        return commit(canvas, where, draw_at(canvas, where, sharp, first))
 
 
 class RewritesDecided(Fault):
@@ -129,8 +129,8 @@ class DecidesUnasked(Fault):
 
 class NegatedLogits(Fault):
     def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        turned = torch.where(sharp.isinf(), sharp, -sharp)
-        return super().__call__(canvas, where, logits, turned, t, s, rng)
+        turned = torch.where(logits.isinf(), logits, -logits)
+        return super().__call__(canvas, where, logits, replace(sharp, logits=turned), t, s, rng)
 
 
 class KeepsState(Fault):
@@ -141,7 +141,7 @@ class KeepsState(Fault):
         return super().wanted(canvas, t, s, rng.fold(self.calls))
 
     def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        return commit(canvas, where, draw_at(canvas, where, where, sharp, rng))
+        return commit(canvas, where, draw_at(canvas, where, sharp, rng))
 
 
 class SaysNothingOfExactness(Fault):
@@ -211,7 +211,8 @@ class Warm(TopProbability):
     """A hidden temperature."""
 
     def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        return super().__call__(canvas, where, logits, sharp / 1.5, t, s, rng)
+        cooler = replace(sharp, logits=sharp.logits / 1.5)
+        return super().__call__(canvas, where, logits, cooler, t, s, rng)
 
 
 @dataclass(frozen=True)

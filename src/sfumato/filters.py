@@ -29,6 +29,10 @@ class Temperature:
         if not (self.value >= 0 and math.isfinite(self.value)):
             raise ConfigError(f"temperature must be 0 or more, got {self.value}; 0 is greedy")
 
+    @property
+    def greedy(self) -> bool:
+        return self.value == 0
+
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if self.value > 0:
             return logits / self.value

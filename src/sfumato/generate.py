@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError
 from sfumato.rng import Rng
-from sfumato.types import Canvas, Denoiser, Filter, Step
+from sfumato.types import Canvas, Denoiser, Filter, Sharp, Step
 
 
 def blank(corruption: Corruption, template: Tensor, fixed: Tensor, rng: Rng) -> Canvas:
@@ -54,9 +54,11 @@ def denoise(
     """Yield the canvas after every step until nothing is noisy; with a `reopens` rule, until t = 0.
 
     The network runs only over rows, and its head only at positions, that the step wants; where it
-    wants none, it does not run at all. Filters that `sharpens` touch what is drawn, not what the
-    rule believes: the most likely text is still decided surest first.
+    wants none, it does not run at all. Filters that `sharpens` come last and touch what is drawn, not
+    what the rule believes: the most likely text is still decided surest first.
     """
+    plain = [change for change in filters if not getattr(change, "sharpens", False)]
+    sharpening = tuple(change for change in filters if getattr(change, "sharpens", False))
     device = canvas.tokens.device
     times = times.to(device).expand(len(canvas.tokens), -1)
     reopens = getattr(step, "reopens", False)
@@ -65,10 +67,12 @@ def denoise(
         draws = rng.fold(number)
         where = step.wanted(canvas, now, then, draws)
         seen = step.told(canvas, now, draws) if hasattr(step, "told") else now  # type: ignore[attr-defined]
-        logits = sharp = torch.zeros((0, 1), device=device)
+        logits = torch.zeros((0, 1), device=device)
         if bool(where.any()):
             logits = look(canvas.tokens, seen.float(), where)
-            logits, sharp = _filtered(logits, filters, canvas, where)
+            for change in plain:
+                logits = change(logits, canvas, where)
+        sharp = Sharp(logits, where, canvas, sharpening)
         canvas = step(canvas, where, logits, sharp, now, then, draws)
         yield canvas
         if not (reopens or bool(canvas.noisy.any())):
@@ -142,19 +146,6 @@ def generate(
             denoiser = denoiser.given(left=part.tokens)
 
 
-def _filtered(
-    logits: Tensor, filters: Sequence[Filter], canvas: Canvas, where: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the rule believes, and what it draws from."""
-    sharp = logits
-    for change in filters:
-        alone = sharp is logits
-        sharp = change(sharp, canvas, where)
-        if not getattr(change, "sharpens", False):
-            logits = sharp if alone else change(logits, canvas, where)
-    return logits, sharp
-
-
 @dataclass(frozen=True)
 class _OnPage:
     """A filter that sees the whole page, and positions on it, where the step sees a block."""
@@ -166,6 +157,10 @@ class _OnPage:
     @property
     def sharpens(self) -> bool:
         return getattr(self.change, "sharpens", False)
+
+    @property
+    def greedy(self) -> bool:
+        return getattr(self.change, "greedy", False)
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         before, after = self.start, self.page.tokens.shape[1] - self.start - where.shape[1]

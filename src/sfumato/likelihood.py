@@ -22,7 +22,7 @@ from sfumato.objectives import Bound, Draw, ExactK, MaskedDiffusion, NextToken, 
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
 from sfumato.steps import Chooser, commit, spread
-from sfumato.types import Batch, Canvas, Denoiser, Filter, Objective, Step, Trainable
+from sfumato.types import Batch, Canvas, Denoiser, Filter, Objective, Sharp, Step, Trainable
 
 
 @dataclass(frozen=True)
@@ -387,14 +387,14 @@ class _Retrace:
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
         chosen = self.step.choose(canvas, where, logits, t, s)
         truth = canvas.memory["truth"]
-        nll = -sharp.double().log_softmax(-1).gather(-1, truth[where][:, None])[:, 0]
+        nll = -sharp.at(where).double().log_softmax(-1).gather(-1, truth[where][:, None])[:, 0]
         hit = (logits.argmax(-1) == truth[where]).double()
         memory = {
             "truth": truth,

@@ -16,12 +16,13 @@ from sfumato.steps import (
     _PLACES,
     _RENOISE,
     commit,
+    confidences,
     draw_at,
     highest,
-    probabilities,
+    probability_of,
     spread,
 )
-from sfumato.types import Canvas
+from sfumato.types import Canvas, Sharp
 
 
 class Rate(Protocol):
@@ -146,6 +147,15 @@ class Remasking:
         """When a text of the network's own schedule is as noisy as this one, [B]."""
         return t if self.trained is None else self.trained.time(self.schedule.alpha(t))
 
+    def sigma(self, canvas: Canvas, t: Tensor, s: Tensor) -> Tensor:
+        """P(a decided token is masked again), [B, L]; 0 where nothing is decided."""
+        decided = ~canvas.noisy & ~canvas.fixed
+        share = decided.double()
+        if self.by_confidence:
+            known = canvas.memory.get("confidence", share)  # not there yet: the same for all
+            share = (-known).masked_fill(~decided, -torch.inf).softmax(1).nan_to_num(0.0)
+        return self.law(t, s)[0][:, None] * share
+
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         u = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
         return canvas.noisy & (u < self.law(t, s)[1][:, None])
@@ -155,23 +165,19 @@ class Remasking:
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
-        sigma = self.law(t, s)[0][:, None]
-        decided = ~canvas.noisy & ~canvas.fixed
-        tokens = draw_at(canvas, where, where, sharp, rng)
+        tokens = draw_at(canvas, where, sharp, rng)
+        again = rng.fold(_RENOISE).uniform(canvas.tokens.shape[1]) < self.sigma(canvas, t, s)
         memory = canvas.memory
         if self.by_confidence:
             known = memory.get("confidence", torch.ones_like(tokens, dtype=torch.float32))
-            doubt = (-known).masked_fill(~decided, -torch.inf).softmax(1).nan_to_num(0.0)
-            sigma = sigma * doubt
-            sure = probabilities(logits).gather(-1, tokens[where][:, None])[:, 0]
+            sure = probability_of(tokens[where], logits)
             known = torch.where(where, spread(sure, where, 0.0), known)
             memory = {**memory, "confidence": known}
-        again = decided & (rng.fold(_RENOISE).uniform(canvas.tokens.shape[1]) < sigma)
         new = commit(canvas, where, tokens)
         return replace(
             new,
@@ -225,20 +231,19 @@ class Wino:
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
-        tokens = draw_at(canvas, canvas.noisy & where, where, sharp, rng)
-        probs = probabilities(logits)
-        scores = spread(probs.amax(-1), where, 0.0)
+        tokens = draw_at(canvas, canvas.noisy & where, sharp, rng)
+        scores = spread(confidences(logits), where, 0.0)
         left = canvas.noisy.sum(1)
         cap = (0.7 * left).long().clamp(5, 20)
         sure = (canvas.noisy & (scores > self.draft)).sum(1)
         count = torch.where(s <= 0, left, sure.minimum(cap).clamp_min(1)).minimum(left)
         chosen = highest(scores, canvas.noisy, count)
-        standing = spread(probs.gather(-1, canvas.tokens[where][:, None])[:, 0], where, 1.0)
+        standing = spread(probability_of(canvas.tokens[where], logits), where, 1.0)
         decided = where & ~canvas.noisy
         room = torch.where(s <= 0, 0, (count - 1).clamp_min(0))
         back = highest(-standing, decided & (standing < self.verify), room)

@@ -8,8 +8,8 @@ the state and the logits is not.
 Rules that `choose` positions from the state and the logits alone have an exact likelihood
 (`likelihood.by_decoder`).
 
-Shapes: canvas [B, L]; logits and sharp [N, V] at the positions `where` [B, L]; t > s [B]. Choices
-look at `logits`, tokens are drawn from `sharp` (see `filters`).
+Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B]. Choices look at
+`logits`, tokens are drawn from `sharp`, the same after temperature, top-k and the like.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
-from sfumato.types import Canvas, Step
+from sfumato.types import Canvas, Sharp, Step
 
 _TOKENS, _PLACES, _RENOISE = 0, 1, 2  # what a step's random streams are for
 
@@ -37,17 +37,19 @@ GROUP = 64  # tokens whose probabilities are summed up before one among them is 
 def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
     """One token for each row of logits [N, V], by inversion of u [N] in (0, 1).
 
-    The sums are float64: float32 noise cuts off the tails, which acts as a lower temperature (Zheng
-    et al., arXiv 2409.02908). First a group of tokens is found, then the token in it, so that only
-    the groups' sums and one group a row are summed up that precisely.
+    Running sums are float64: float32 noise cuts off the tails, which acts as a lower temperature
+    (Zheng et al., arXiv 2409.02908). First a group of tokens is found, then the token in it, so
+    that so many doubles are not needed.
     """
     return _in_chunks(_draw, logits, u)
 
 
 def _draw(logits: Tensor, u: Tensor) -> Tensor:
-    weights = (logits - logits.amax(-1, keepdim=True)).exp()
-    groups = F.pad(weights, (0, -weights.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
-    group, rest = _invert(groups.sum(-1, dtype=torch.float64), u)
+    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+    if weights.shape[-1] % GROUP:
+        weights = F.pad(weights, (0, -weights.shape[-1] % GROUP))
+    groups = weights.unflatten(-1, (-1, GROUP))
+    group, rest = _invert(groups.sum(-1).double(), u)
     own = groups.gather(1, group[:, None, None].expand(-1, 1, GROUP))[:, 0]
     return group * GROUP + _invert(own.double(), rest)[0]
 
@@ -72,10 +74,6 @@ def _in_chunks(compute: Callable[..., Tensor], logits: Tensor, *others: Tensor) 
         return compute(logits, *others)
     split = (x.split(rows) for x in (logits, *others))
     return torch.cat([compute(*part) for part in zip(*split, strict=True)])
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    return logits.float().softmax(-1)
 
 
 def confidences(logits: Tensor) -> Tensor:
@@ -146,12 +144,14 @@ def commit(canvas: Canvas, chosen: Tensor, tokens: Tensor) -> Canvas:
     )
 
 
-def draw_at(canvas: Canvas, chosen: Tensor, where: Tensor, logits: Tensor, rng: Rng) -> Tensor:
-    """Tokens [B, L] drawn from the logits at the chosen positions, a subset of `where`."""
-    picked = chosen[where]
-    u = rng.fold(_TOKENS).uniform(canvas.tokens.shape[1])
+def draw_at(canvas: Canvas, chosen: Tensor, sharp: Sharp, rng: Rng) -> Tensor:
+    """Tokens [B, L], drawn anew at the chosen positions, which `sharp` must know."""
     tokens = canvas.tokens.clone()
-    tokens[chosen] = draw_tokens(logits[picked], u[chosen])
+    if sharp.greedy:
+        tokens[chosen] = sharp.plain(chosen).argmax(-1)
+    else:
+        u = rng.fold(_TOKENS).uniform(canvas.tokens.shape[1])
+        tokens[chosen] = draw_tokens(sharp.at(chosen), u[chosen])
     return tokens
 
 
@@ -169,13 +169,13 @@ def _decide(
     canvas: Canvas,
     where: Tensor,
     logits: Tensor,
-    sharp: Tensor,
+    sharp: Sharp,
     t: Tensor,
     s: Tensor,
     rng: Rng,
 ) -> Canvas:
     chosen = rule.choose(canvas, where, logits, t, s)
-    return commit(canvas, chosen, draw_at(canvas, chosen, where, sharp, rng))
+    return commit(canvas, chosen, draw_at(canvas, chosen, sharp, rng))
 
 
 def _all_noisy(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
@@ -203,21 +203,21 @@ class Ancestral:
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
         if self.corruption.absorbing:
-            return commit(canvas, where, draw_at(canvas, where, where, sharp, rng))
+            return commit(canvas, where, draw_at(canvas, where, sharp, rng))
         shape = canvas.tokens.shape
         law = self.corruption.posterior(
-            sharp.double().softmax(-1),
+            sharp.at(where).double().softmax(-1),
             canvas.tokens[where],
             t.double()[:, None].expand(shape)[where],
             s.double()[:, None].expand(shape)[where],
         )
-        tokens = draw_at(canvas, where, where, law.log(), rng)
+        tokens = draw_at(canvas, where, Sharp(law.log(), where, canvas), rng)
         done = (s <= 0)[:, None]
         return replace(canvas, tokens=tokens, noisy=canvas.noisy & ~done)
 
@@ -242,13 +242,13 @@ class FirstHitting:
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
         time = self.told(canvas, t, rng)[:, None].expand(canvas.tokens.shape)
-        new = commit(canvas, where, draw_at(canvas, where, where, sharp, rng))
+        new = commit(canvas, where, draw_at(canvas, where, sharp, rng))
         return replace(new, memory={**canvas.memory, "time": time})
 
     def told(self, canvas: Canvas, t: Tensor, rng: Rng) -> Tensor:
@@ -275,12 +275,12 @@ class RandomOrder:
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
-        return commit(canvas, where, draw_at(canvas, where, where, sharp, rng))
+        return commit(canvas, where, draw_at(canvas, where, sharp, rng))
 
 
 @dataclass(frozen=True)
@@ -320,12 +320,12 @@ class TopConfidence:
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
-        tokens = draw_at(canvas, where, where, sharp, rng)
+        tokens = draw_at(canvas, where, sharp, rng)
         drawn = probability_of(tokens[where], logits)
         chosen = highest(
             spread(drawn, where, 0.0), canvas.noisy, quota(canvas, self.schedule, t, s)
@@ -483,7 +483,7 @@ class Klass:
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
@@ -500,7 +500,7 @@ class Klass:
         chosen = stable | share
         memory = torch.zeros((*canvas.tokens.shape, logp.shape[-1]), device=logp.device)
         memory[where] = logp
-        new = commit(canvas, chosen, draw_at(canvas, chosen, where, sharp, rng))
+        new = commit(canvas, chosen, draw_at(canvas, chosen, sharp, rng))
         return replace(new, memory={**canvas.memory, "logp": memory, "calm": calm})
 
 

@@ -91,6 +91,38 @@ class Trainable(Denoiser, Protocol):
         ...
 
 
+# logits [N, V] at the positions `where` [B, L] of a canvas -> new logits
+Filter = Callable[[Tensor, Canvas, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sharp:
+    """Logits as tokens are drawn from them: after the filters that sharpen, which are applied where
+    a rule draws only. Top-p, for one, sorts the whole vocabulary of a position."""
+
+    logits: Tensor  # [N, V]
+    where: Tensor  # [B, L] bool, the positions of `logits`
+    canvas: Canvas
+    filters: tuple[Filter, ...] = ()
+
+    def at(self, chosen: Tensor) -> Tensor:
+        """Logits [n, V] at chosen positions [B, L], all of them among `where`."""
+        logits = self.plain(chosen)
+        for change in self.filters:
+            logits = change(logits, self.canvas, chosen)
+        return logits
+
+    def plain(self, chosen: Tensor) -> Tensor:
+        """The same before the filters."""
+        picked = chosen[self.where]
+        return self.logits if bool(picked.all()) else self.logits[picked]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether only the most likely token is left."""
+        return any(getattr(change, "greedy", False) for change in self.filters)
+
+
 class Step(Protocol):
     """One rule for deciding positions.
 
@@ -113,15 +145,14 @@ class Step(Protocol):
         canvas: Canvas,
         where: Tensor,
         logits: Tensor,
-        sharp: Tensor,
+        sharp: Sharp,
         t: Tensor,
         s: Tensor,
         rng: Rng,
     ) -> Canvas:
         """logits [N, V] at the positions `where`, which `wanted` named; same rng.
 
-        `sharp` [N, V]: the logits after temperature, top-k and the like. Tokens are drawn from
-        these; what is sure is judged by `logits`.
+        Tokens are drawn from `sharp`; what is sure is judged by `logits`.
         """
         ...
 
@@ -130,7 +161,3 @@ class Objective(Protocol):
     """Turns a batch into a loss, calling the denoiser itself; rng has one key, the run's."""
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss: ...
-
-
-# logits [N, V] at the positions `where` [B, L] of a canvas -> new logits
-Filter = Callable[[Tensor, Canvas, Tensor], Tensor]

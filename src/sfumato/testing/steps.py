@@ -10,7 +10,7 @@ from sfumato.corruption import Corruption
 from sfumato.generate import blank, denoise, even_times
 from sfumato.rng import Rng
 from sfumato.testing.claims import Undisturbed, expect, forward_law, kind, letters
-from sfumato.types import Canvas, Step
+from sfumato.types import Canvas, Sharp, Step
 
 
 def check_step(step: Step, corruption: Corruption, *, revises: bool = False) -> None:
@@ -116,7 +116,7 @@ class _Watched:
         self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
     ) -> Canvas:
         before, logits_before = _copy(canvas), logits.clone()
-        new = self.step(canvas, where, logits, logits.clone(), t, s, rng)
+        new = self.step(canvas, where, logits, Sharp(logits, where, canvas), t, s, rng)
         expect(_same(canvas, before), "a step must return a new canvas, not write into the old one")
         expect(torch.equal(logits, logits_before), "a step must not write into the logits")
         expect(
