@@ -205,7 +205,8 @@ class Hybrid:
 
     With p the noise rate of `schedule` and c = 2 ** gamma p_u / (1 - p_u) (p (1 - p)) ** (gamma/2):
     alpha = (1 - p) / (1 + c), mask = p / (1 + c), spread = c / (1 + c); p_u is the share of uniform
-    noise at p = 1/2 (GIDD eq. 9-10, with t replaced by p).
+    noise at p = 1/2 (GIDD eq. 9-10, with t replaced by p). GIDD's own networks predict a token from
+    all others: log q(x_t | x_0) added to their logits makes them ours.
     """
 
     vocab_size: int
