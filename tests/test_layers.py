@@ -23,7 +23,7 @@ generate likelihood testing
 options folders pages pipeline pipeline_hf
 evals
 train export serve
-doctor live training_view cli
+doctor live training_view cli __main__
 """
 ORDER = LAYERS.split()
 
