@@ -182,13 +182,13 @@ def test_an_interrupted_text_leaves_its_trajectory(run, folder, tmp_path):
     assert [page["step"] for page in pages] == list(range(len(pages)))
 
 
-def interrupt_when_there(path):
+def interrupt_when_there(path, number=signal.SIGINT):
     """Press Ctrl-C as soon as a file has something in it."""
 
     def wait():
         while not (path.exists() and path.stat().st_size):
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -321,12 +321,34 @@ def test_a_run_is_told_line_by_line_and_its_model_writes(run, words_folder, tmp_
     refused(run("train", tmp_path / "none.yaml"), "cannot read the run file")
 
 
-def test_an_interrupted_run_says_how_to_go_on(run, words_folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_an_interrupted_run_saves_and_says_how_to_go_on(run, words_folder, tmp_path, number):
     path = run_file(tmp_path, words_folder)
-    interrupt_when_there(tmp_path / "out" / "metrics.jsonl")
-    code, _, err = run("train", path, "train.max_steps=1000000", "train.save_steps=10")
+    interrupt_when_there(tmp_path / "out" / "metrics.jsonl", number)
+    words = ("train.max_steps=1000000", "train.save_steps=1000000", "evaluate.eval_steps=100")
+    code, out, err = run("train", path, *words)
+    assert code == 128 + number
+    told = "\nstopping after this step; Ctrl-C once more stops at once\n"
+    assert err == (told if number == signal.SIGINT else "")
+    (saved,) = (tmp_path / "out" / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    last = f"stopped and saved after step {step}; give the same command again to go on"
+    assert out.splitlines()[-1] == last
+    assert not (tmp_path / "out" / "model.safetensors").exists() or step >= 100
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(run, words_folder, tmp_path, monkeypatch):
+    def endless(wanted, stop):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        yield from ()
+
+    monkeypatch.setattr("sfumato.train.trainer.train", endless)
+    usual = signal.getsignal(signal.SIGINT)
+    code, _, err = run("train", run_file(tmp_path, words_folder))
     assert code == 130
-    assert err == "interrupted; give the same command again to go on\n"
+    assert err.endswith("\ninterrupted; give the same command again to go on\n")
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_a_model_is_evaluated(run, folder, text, tmp_path):

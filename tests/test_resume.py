@@ -19,7 +19,7 @@ from sfumato.errors import CheckpointError, TrainingError
 from sfumato.pipeline import DiffusionLM
 from sfumato.train import Run, dump_run, load_run, train
 from sfumato.train.checkpoint import Checkpoints
-from sfumato.train.events import Evaluated, Saved, Started, Stepped
+from sfumato.train.events import Evaluated, Interrupted, Saved, Started, Stepped
 from sfumato.train.trainer import Trainer
 from sfumato.train.world import World
 
@@ -109,6 +109,31 @@ def test_a_run_stopped_by_its_user_goes_on(words, tmp_path):
         if isinstance(event, Stepped) and event.step == 6:
             break
     assert [e.step for e in of_kind(run_all(run), Stepped)] == [5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("step", [5, 6, 7])  # where it would save, where it measures, elsewhere
+def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(words, tmp_path, step):
+    straight = small_run(words, tmp_path / "straight", **HARD)
+    expected = run_all(straight)
+    run = small_run(words, tmp_path / "stopped", **HARD)
+    answers = iter([*[False] * (step - 1), True])
+    events = list(train(run, lambda: next(answers)))
+    assert events[-1] == Interrupted(step, run.output / f"checkpoints/step-{step:08d}")
+    assert [e.step for e in of_kind(events, Saved)] == [5, step][5 // step :]
+    assert of_kind(run_all(run), Started)[0].step == step
+    for name in ("model", "checkpoints/step-00000010/model", "checkpoints/step-00000010/training"):
+        assert same_tensors(
+            run.output / f"{name}.safetensors", straight.output / f"{name}.safetensors"
+        )
+    lines = (run.output / "metrics.csv").read_text().splitlines()
+    assert len(lines) == len((straight.output / "metrics.csv").read_text().splitlines())
+    assert of_kind(expected, Evaluated)[0] == of_kind(events, Evaluated)[0]
+
+
+def test_a_run_asked_to_stop_at_its_end_is_finished(words, tmp_path):
+    run = small_run(words, tmp_path / "out", "train.max_steps=3")
+    answers = iter([False, False])
+    assert type(list(train(run, lambda: next(answers)))[-1]).__name__ == "Finished"
 
 
 # --- whole or absent ---

@@ -24,7 +24,6 @@ from sfumato.errors import (
 from sfumato.pipeline import DiffusionLM
 from sfumato.train import load_run, train
 from sfumato.train.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
-from sfumato.train.world import joined
 
 
 @pytest.fixture(scope="module")
@@ -346,10 +345,14 @@ def test_a_folder_that_cannot_be_written_is_named(words, tmp_path):
         run_all(small_run(words, tmp_path / "out"))
 
 
-def test_a_launcher_that_wants_to_shard_by_itself_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match=r"ACCELERATE_USE_FSDP.*train.parallel=shard"), joined():
-        pass
+def test_what_the_launcher_asks_for_is_done_and_written(words, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run = small_run(words, tmp_path / "out", "train.precision=auto")
+    assert run_all(run)[0].precision == "bfloat16"
+    assert load_run(run.output / "run.yaml").train.precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="ACCELERATE_USE_DEEPSPEED"):
+        next(train(run))
 
 
 @pytest.mark.parametrize(

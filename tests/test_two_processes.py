@@ -40,7 +40,7 @@ def outputs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["replicate-1", "replicate-2", "shard-2", "begun"])
+@pytest.mark.parametrize("name", ["replicate-1", "replicate-2", "shard-2", "begun", "stopped"])
 def test_two_processes_learn_what_one_learns(outputs, name):
     alone = load_file(outputs / "alone/checkpoints/step-00000010/training.safetensors")
     together = load_file(outputs / name / "checkpoints/step-00000010/training.safetensors")
@@ -50,7 +50,7 @@ def test_two_processes_learn_what_one_learns(outputs, name):
         assert_close(together[key], value, rtol=2e-3, atol=5e-4, msg=f"{key} of {name}")
 
 
-@pytest.mark.parametrize("name", ["replicate-1", "replicate-2", "shard-2", "begun"])
+@pytest.mark.parametrize("name", ["replicate-1", "replicate-2", "shard-2", "begun", "stopped"])
 def test_two_processes_log_what_one_logs(outputs, name):
     alone, together = (
         (outputs / run / "metrics.csv").read_text().splitlines() for run in ("alone", name)

@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.errors import CheckpointError, ConfigError, TrainingError
-from sfumato.train.events import Evaluated, Saved, Stepped
+from sfumato.train import train
+from sfumato.train.events import Evaluated, Interrupted, Saved, Stepped
 from sfumato.train.trainer import Trainer
 from sfumato.train.world import World
 
@@ -45,6 +46,14 @@ resumed = of_kind(list(trainer.events()), Stepped)
 assert [event.step for event in resumed] == [6, 7, 8, 9, 10]
 trainer.close()
 
+# one process is asked to stop: both save and end, and go on bit for bit
+run = small_run(words, out / "stopped", train=OPTIONS)
+answers = iter([False] * 6 + [rank == 1])
+events = list(train(run, lambda: next(answers)))
+assert isinstance(events[-1], Interrupted)
+assert events[-1].step == 7
+assert of_kind(run_all(run), Stepped)[0].step == 8
+
 # one process's loss is not finite: both stop at the same step, before a weight moves
 (out / "poisoned").mkdir(exist_ok=True)
 trainer = Trainer(small_run(words, out / "poisoned", train=OPTIONS), own)
@@ -56,6 +65,13 @@ if rank == 1:
         trainer.model.embed.weight.fill_(torch.nan)
 with pytest.raises(TrainingError, match="at step 6 "):
     list(events)
+trainer.close()
+
+# one process was given another run
+other = [[], ["train.learning_rate=0.1"]][rank]
+trainer = Trainer(small_run(words, out / "other", *other, train=OPTIONS), own)
+with pytest.raises(ConfigError, match="processes have different settings or data"):
+    next(trainer.events())
 trainer.close()
 
 # one process does not see the checkpoints of the other

@@ -5,7 +5,7 @@ is imported inside the command that needs it, so that `--help` answers at once.
 """
 
 import json
-import os
+import signal
 import sys
 import time
 from collections import deque
@@ -286,18 +286,24 @@ def train(
 ) -> None:
     """Train a model: sfumato train RUN.yaml train.max_steps=500 ..."""
     with _status("starting"):
+        from accelerate.utils import get_cpu_distributed_information
+
         from sfumato.train import load_run
         from sfumato.train.trainer import train as events
 
         wanted = load_run(run, context.args)
-    from sfumato.training_view import show
+    from sfumato.train.events import Interrupted
+    from sfumato.training_view import Signals, show
 
-    screen = _console(quiet=os.environ.get("RANK", "0") != "0")  # of many processes one prints
+    screen = _console(quiet=get_cpu_distributed_information().rank != 0)  # of many one prints
     try:
-        show(events(wanted), screen, wanted.log.logging_steps)
+        with Signals() as stop:
+            last = show(events(wanted, stop), screen, wanted.log.logging_steps)
     except KeyboardInterrupt:
         typer.echo("interrupted; give the same command again to go on", err=True)
         raise typer.Exit(130) from None
+    if isinstance(last, Interrupted):
+        raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # it may have come to another one
 
 
 @app.command()

@@ -3,17 +3,65 @@
 Where nobody can see a bar (a file, a pipe), the steps are lines too, one every logging interval.
 """
 
+import os
+import signal
 from collections.abc import Iterable
+from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from sfumato.train.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
+from sfumato.train.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Interrupted,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+)
 
 
-def show(events: Iterable[Event], console: Console, every: int) -> None:
-    """Draw a run while it happens; `every`: steps between two lines where there is no bar."""
+class Signals:
+    """Ctrl-C and SIGTERM, which schedulers send before they kill: noted until a step is done.
+
+    Called, it says whether one came. A second Ctrl-C does not wait.
+    """
+
+    def __init__(self):
+        self.number = 0
+        self._usual: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                self._usual[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return bool(self.number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:  # print() might be what is being interrupted
+            os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+        self.number = number
+
+
+def show(events: Iterable[Event], console: Console, every: int) -> Event | None:
+    """Draw a run while it happens; `every`: steps between two lines where there is no bar.
+
+    Returns the last event.
+    """
+    event = None
     if not console.is_terminal:
         for event in events:
             if isinstance(event, Stepped):
@@ -21,7 +69,7 @@ def show(events: Iterable[Event], console: Console, every: int) -> None:
                     _print(console, Text(f"step {event.step}: {_numbers(event)}"))
             else:
                 _print(console, describe(event))
-        return
+        return event
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, numbers="")
@@ -31,6 +79,7 @@ def show(events: Iterable[Event], console: Console, every: int) -> None:
             if isinstance(event, Stepped):
                 bar.update(task, completed=event.step, numbers=_numbers(event))
             _print(console, describe(event))
+    return event
 
 
 def _print(console: Console, text: Text | None) -> None:
@@ -68,6 +117,10 @@ def describe(event: Event) -> Text | None:
             early = ", stopped early" if event.stopped_early else ""
             best = "" if event.best is None else f", best held-out bound {event.best:.4f}"
             return Text(f"done after {event.step} steps{early}{best}: {event.path}")
+        case Interrupted():
+            return Text(
+                f"stopped and saved after step {event.step}; give the same command again to go on"
+            )
         case Saved() | Stepped():
             return None
 

@@ -70,4 +70,12 @@ class Finished:
     stopped_early: bool
 
 
-Event = Started | Stepped | Evaluated | Sampled | Saved | Finished
+@dataclass(frozen=True)
+class Interrupted:
+    """The run stops before its end, because it was asked to; given again, it goes on."""
+
+    step: int
+    path: Path  # of the checkpoint
+
+
+Event = Started | Stepped | Evaluated | Sampled | Saved | Finished | Interrupted

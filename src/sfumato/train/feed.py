@@ -5,7 +5,9 @@ Step s reads slots s G to (s + 1) G - 1, G the global batch size. A batch may sp
 no row is ever dropped, and data smaller than a batch work too.
 """
 
+import signal
 from collections.abc import Iterator
+from types import FrameType
 from typing import Protocol
 
 import numpy as np
@@ -84,11 +86,24 @@ class MicroBatches(Dataset):
                 batch_size=None,
                 sampler=numbers,  # type: ignore[arg-type]
                 num_workers=num_workers,
+                worker_init_fn=_outlive_signals,
                 generator=torch.Generator(),
             )
         )
         for _ in range(first, last):
             yield [next(loader) for _ in range(self.parts)]
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's notice reach data workers too, whose rows the last step needs."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_in_a_minute)
+
+
+def _end_in_a_minute(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    signal.alarm(60)
 
 
 def as_batch(arrays: dict[str, np.ndarray], slots: np.ndarray) -> Batch:

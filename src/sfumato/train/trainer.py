@@ -4,9 +4,10 @@ A loop of our own on torch: nothing in a step depends on how the rows of its glo
 shared out over processes, accumulation and workers, and a checkpoint holds all that a step reads.
 """
 
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from sfumato.data.prepared import Prepared
 from sfumato.data.rows import Rows
 from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
-from sfumato.errors import CheckpointError
+from sfumato.errors import CheckpointError, ConfigError
 from sfumato.likelihood import Estimate, ratio
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pipeline import DiffusionLM
@@ -34,8 +35,18 @@ from sfumato.train.build import (
 )
 from sfumato.train.checkpoint import Checkpoints, locked, publish, writing
 from sfumato.train.config import Run, dump_run
-from sfumato.train.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
+from sfumato.train.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Interrupted,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+)
 from sfumato.train.feed import MicroBatches, Order, as_batch
+from sfumato.train.launch import launched
 from sfumato.train.log import Metrics, Window, rewrite
 from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
@@ -47,14 +58,20 @@ from sfumato.types import Batch
 EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
 
 
-def train(run: Run) -> Iterator[Event]:
+def never() -> bool:
+    return False
+
+
+def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Event]:
     """Train, and tell what happens; the model is in `run.output` when it ends.
 
     The same run given again goes on from its newest checkpoint, to the same result to the bit,
-    and does nothing if it is finished. Close the iterator to stop early.
+    and does nothing if it is finished. After every step `stop` is asked whether to save and end
+    there; if it says so in one process, all of them do. Closing the iterator ends without saving.
     """
+    run = launched(run, os.environ)
     with joined(run.train.device) as world, locked(run.output) if world.first else nullcontext():
-        trainer = Trainer(run, world)
+        trainer = Trainer(run, world, stop)
         try:
             yield from trainer.events()
         finally:
@@ -76,8 +93,8 @@ class Progress:
 class Trainer:
     """One run in one process."""
 
-    def __init__(self, run: Run, world: World):
-        self.run, self.world = run, world
+    def __init__(self, run: Run, world: World, stop: Callable[[], bool] = never):
+        self.run, self.world, self.stop = run, world, stop
         data = Prepared.open(run.data.folder)
         self.tokenizer = data.tokenizer()
         self.special = special_ids(self.tokenizer)
@@ -99,7 +116,7 @@ class Trainer:
             self.model.compile_blocks()
         scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
         objective = build_objective(run, self.corruption)
-        self.scored = world.spread(scored, run.train.parallel)  # all that may be refused was
+        self.scored = world.spread(scored, run.train.parallel)  # nothing after it is refused
         fast = fast_dtype(world.device)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": fast}[
             run.train.precision
@@ -129,6 +146,9 @@ class Trainer:
         )
         if not self.progress.finished:
             yield from self._steps()
+        if not self.progress.finished:
+            yield Interrupted(self.progress.step, self.checkpoints.path(self.progress.step))
+            return
         yield Finished(
             step=self.progress.step,
             path=run.output,
@@ -147,6 +167,12 @@ class Trainer:
     def _begin(self) -> None:
         """Load the newest checkpoint, if there is one, and open the run's folder."""
         run, folder = self.run, self.run.output
+        settings = run.model_dump_json(exclude={"output": True, "data": {"folder": True}})
+        if not self.world.agree(f"{settings} {self.identity}"):
+            raise ConfigError(
+                "the processes have different settings or data; "
+                "give all of them the same run and a copy of the same data"
+            )
         if self.world.first:
             self.checkpoints.sweep()
         steps = self.checkpoints.steps()
@@ -159,9 +185,7 @@ class Trainer:
                 f"{folder} already holds a model, and no checkpoint to go on from; "
                 "choose another output, or overwrite=true"
             )
-        step = self.progress.step
-        total = self.world.sum(torch.tensor(step, device=self.world.device))
-        if int(total) != step * self.world.size:
+        if len(set(self.world.gather(self.progress.step))) > 1:
             raise CheckpointError(
                 f"the processes see different checkpoints in {folder}; "
                 "choose an output on a file system that all of them share"
@@ -207,9 +231,10 @@ class Trainer:
             if self._due(run.samples.sample_steps, done):
                 yield self._sample()
             self.progress = replace(self.progress, finished=done)
-            if self._due(run.train.save_steps, done):
+            stopped = not done and self.world.any(self.stop())
+            if stopped or self._due(run.train.save_steps, done):
                 yield self._save()
-            if done:
+            if stopped or done:
                 return
 
     def _due(self, every: int, done: bool) -> bool:

@@ -1,8 +1,16 @@
 """The processes that train together, one per device: started by `torchrun` or `accelerate launch`.
 
-Without a launcher there is one process, and every function here does nothing.
+Without a launcher there is one process, and every function here does nothing. A launcher says in
+RANK, WORLD_SIZE and LOCAL_RANK (mpirun: in its own variables) which process this is, and in
+MASTER_ADDR and MASTER_PORT where the first one listens, on whichever machine that is. Accelerate's
+own `PartialState` is not used: without ACCELERATE_USE_CPU it leaves the processes of torchrun on
+CPUs alone. What else `accelerate launch` asks for, `launch.py` reads.
+
+All processes must see the same run and data, and the same output folder if the run is to go on; the
+first one writes.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import get_cpu_distributed_information
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -33,6 +42,21 @@ class World:
     def first(self) -> bool:
         """The one process that writes and prints."""
         return self.rank == 0
+
+    def gather(self, number: int) -> list[int]:
+        """The number of every process."""
+        numbers = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        numbers[self.rank] = number
+        return self.sum(numbers).tolist()
+
+    def any(self, here: bool) -> bool:
+        """Is it so in one process at least? All must ask."""
+        return any(self.gather(here)) if self.size > 1 else here
+
+    def agree(self, text: str) -> bool:
+        """Have all processes the same text? All must ask."""
+        digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
+        return len(set(self.gather(int.from_bytes(digest)))) == 1
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, for all of them."""
@@ -96,14 +120,15 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
     """Join the other processes, on this process's own device, until the context ends."""
-    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        if os.environ.get(variable, "false").lower() == "true":
-            raise ConfigError(
-                f"{variable} is set, but how weights are spread is the run's own setting; "
-                "launch without it and set train.parallel=shard"
-            )
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    own = find_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    place = get_cpu_distributed_information()  # despite its name, right for any device
+    size, rank = place.world_size, place.rank
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and missing:
+        raise ConfigError(
+            f"this is process {rank} of {size}, but {' and '.join(missing)} is not set; "
+            "start them with torchrun, or say where the first process listens"
+        )
+    own = find_device(device, place.local_rank)
     if own.index is not None:
         torch.accelerator.set_device_index(own.index)
     begun = size > 1 and not dist.is_initialized()
