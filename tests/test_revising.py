@@ -7,7 +7,7 @@ from sfumato.errors import ConfigError
 from sfumato.generate import blank, denoise, even_times, generate
 from sfumato.revising import Cap, During, Plateau, Remasking, Rescale, Wino, loop
 from sfumato.rng import Rng
-from sfumato.schedules import CosineAlpha, CosineMask, Linear, Power
+from sfumato.schedules import CosineAlpha, CosineMask, Linear, LogLinear, Power
 from sfumato.steps import Ancestral
 from sfumato.testing import check_step
 from sfumato.types import Canvas, Sharp
@@ -53,7 +53,10 @@ def test_a_rule_prints_as_it_is_made(step):
     assert eval(repr(step)) == step
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, CosineMask(), CosineAlpha(), Power()], ids=repr)
+SCHEDULES = [LINEAR, CosineMask(), CosineAlpha(), LogLinear(), Power()]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("rate", [Cap(0.05), Rescale(0.1)], ids=repr)
 def test_remasking_recovers_the_law(rate, schedule):
     step = Remasking(schedule, MASK, rate)
@@ -68,8 +71,9 @@ def test_much_remasking_recovers_the_law_with_enough_steps():
     assert WORLD.distance(last(step, num_steps=400, rows=2000)) < 1.6 * WORLD.noise_floor(2000)
 
 
-def test_the_loop_recovers_the_law():
-    far = WORLD.distance(last(loop(LINEAR, MASK), num_steps=128, rows=3000))
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_loop_recovers_the_law(schedule):
+    far = WORLD.distance(last(loop(schedule, MASK), num_steps=128, rows=3000))
     assert far < 1.5 * WORLD.noise_floor(3000) + 0.01
 
 

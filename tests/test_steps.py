@@ -87,10 +87,11 @@ def test_the_reverse_process_gets_better_with_more_steps():
     assert 2 * WORLD.noise_floor(20000) < more < few / 3
 
 
-def test_entropy_bound_0_is_exact_and_any_other_is_not_said_to_be():
-    assert EntropyBound(LINEAR, 0.0).exact
-    assert not EntropyBound(LINEAR, 1e-9).exact
-    assert WORLD.distance(texts(EntropyBound(LINEAR, 0.0))) < 1.5 * WORLD.noise_floor(4000)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_entropy_bound_0_is_exact_and_any_other_is_not_said_to_be(schedule):
+    assert EntropyBound(schedule, 0.0).exact
+    assert not EntropyBound(schedule, 1e-9).exact
+    assert WORLD.distance(texts(EntropyBound(schedule, 0.0))) < 1.5 * WORLD.noise_floor(4000)
 
 
 @pytest.mark.parametrize("step", HASTY, ids=repr)
