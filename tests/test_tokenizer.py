@@ -156,6 +156,31 @@ def test_a_mask_token_is_added_where_there_is_nothing_like_it(tmp_path):
     assert fingerprint(load_tokenizer(tmp_path / "mended")) == fingerprint(mended)
 
 
+def test_a_tokenizer_that_ends_nothing_is_told_what_does(tmp_path):
+    folder = without_mask(tmp_path)
+    with pytest.raises(TokenizerError, match=r"no eos token.* --eos-token"):
+        special_ids(load_tokenizer(folder, add_mask_token=True))
+    mended = load_tokenizer(folder, add_mask_token=True, eos_token="<|eos|>")
+    assert special_ids(mended).eos == 2
+    assert len(mended) == 270, "it is one of its own"
+    mended.save_pretrained(tmp_path / "mended")
+    again = load_tokenizer(tmp_path / "mended", eos_token="<|eos|>")
+    assert fingerprint(again) == fingerprint(mended)
+    with pytest.raises(TokenizerError, match=r"ends documents with <\|eos\|>; leave </s> out"):
+        load_tokenizer(tmp_path / "mended", eos_token="</s>")
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(tmp_path):
+    save_tokenizer(train_tokenizer([STORY], 270), tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    path.write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(TokenizerError, match="needs its own Python code, never run here; give"):
+        load_tokenizer(tmp_path)
+
+
 def test_other_unfit_tokenizers_are_named(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -203,10 +228,8 @@ def foreign(folder: Path):
         from transformers import Qwen2Tokenizer
 
         return Qwen2Tokenizer.from_pretrained(folder)
-    tokenizer = load_tokenizer(folder, add_mask_token=True)
-    if tokenizer.eos_token is None:
-        tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
-    return tokenizer
+    eos = "<|endoftext|>" if folder.name == "gpt2" else None  # its tokenizer.json names none
+    return load_tokenizer(folder, add_mask_token=True, eos_token=eos)
 
 
 @pytest.mark.shared

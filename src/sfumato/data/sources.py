@@ -73,10 +73,7 @@ class Source:
                 )
             return sorted(files)
         if _format(path) is not None or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.name):
-            siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-            close = difflib.get_close_matches(path.name, [p.name for p in siblings])
-            hint = f"did you mean {', '.join(close)}?" if close else "check the path"
-            raise DataError(f"no file or folder {path}; {hint}")
+            raise DataError(f"no file or folder {path}; {_near(path) or 'check the path'}")
         return []
 
     def identity(self) -> dict[str, object]:
@@ -124,6 +121,13 @@ class Source:
     def documents(self) -> Iterator[str]:
         """Every document that is not blank, whole."""
         return (piece.text for piece in self.pieces(None))
+
+
+def _near(path: Path) -> str:
+    """'did you mean a, b?' for a misspelt path, or nothing."""
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    close = difflib.get_close_matches(path.name, [p.name for p in siblings])
+    return f"did you mean {', '.join(close)}?" if close else ""
 
 
 def cut(chunks: Iterable[Piece], size: int | None) -> Iterator[Piece]:
@@ -258,7 +262,8 @@ def _read_jsonl(path: Path, source: Source) -> Iterator[Piece]:
                 raise _not_utf8(where, error) from error
             except json.JSONDecodeError as error:
                 raise DataError(
-                    f"{where}: broken JSON ({error.msg} at column {error.colno}); "
+                    f"{where}: broken JSON ({error.msg.removesuffix(' at')} at column "
+                    f"{error.colno}); "
                     "expected one object a line"
                 ) from error
             if not isinstance(record, dict):
@@ -275,7 +280,7 @@ def _record(record: Mapping[str, object], field: str, where: str) -> Piece:
         raise DataError(_no_field(where, field, record))
     text = record[field]
     if not isinstance(text, str | None):
-        raise DataError(f"{where}: field {field!r} is a {type(text).__name__}; expected text")
+        raise DataError(f"{where}: expected text in field {field!r}, got {text!r:.40}")
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
@@ -304,7 +309,9 @@ def _read_csv(path: Path, source: Source) -> Iterator[Piece]:
     except csv.Error as error:
         # The reader counts a line when it is done with it.
         where = f"{path}, line {reader.line_num + 1}"
-        raise DataError(f"{where}: broken CSV ({error})") from error
+        raise DataError(
+            f"{where}: broken CSV ({error}); quote texts that hold commas or quotes"
+        ) from error
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
@@ -353,10 +360,11 @@ def _read_hub(source: Source) -> Iterator[Piece]:
     # The library and the network below it fail in more ways than can be listed.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        near = _near(Path(source.name))
         raise DataError(
-            f"no file or folder {source.name} here, and cannot read {what}, split "
-            f"{source.split!r}, from the Hugging Face Hub: {reason}; check the name, split, config "
-            "and connection and run the same command again; without a network give a local file"
+            f"no file or folder {source.name} here{near and f' ({near})'}, and cannot read {what}, "
+            f"split {source.split!r}, from the Hugging Face Hub: {reason}; check the name, split, "
+            "config and connection and run the same command again; without a network give a file"
         ) from error
 
 

@@ -383,7 +383,7 @@ def _finish(
     source: Source, out: Path, tokenizer: "PreTrainedTokenizerFast", name: str, journal: Journal
 ) -> None:
     if not _progress(journal).documents:
-        raise DataError(f"no text in {source.name}: every document is blank")
+        raise DataError(f"no text in {source.name}: every document is blank; give some text")
     splits = {}
     for split, totals in journal.totals.items():
         splits[split] = {

@@ -74,7 +74,9 @@ def train_tokenizer(
     texts = iter(texts)
     first = next(texts, None)
     if first is None:
-        raise DataError("no text to learn a tokenizer from; give at least one document")
+        raise DataError(
+            "no text to learn a tokenizer from: every document is blank; give some text"
+        )
     backend.train_from_iterator(itertools.chain([first], texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -87,12 +89,13 @@ def train_tokenizer(
 
 
 def load_tokenizer(
-    name_or_path: str | Path, *, add_mask_token: bool = False
+    name_or_path: str | Path, *, add_mask_token: bool = False, eos_token: str | None = None
 ) -> "PreTrainedTokenizerFast":
     """Load a tokenizer by folder or by name on the Hugging Face Hub.
 
     `add_mask_token` mends a tokenizer that has none: a special token of its own whose spelling
-    says "mask" gets the role, else `<|mask|>` is added with the next free id.
+    says "mask" gets the role, else `<|mask|>` is added with the next free id. `eos_token` gives
+    the role of ending a document in one that says nothing of it, as a bare tokenizer.json does.
     """
     from transformers import AutoTokenizer
 
@@ -106,14 +109,22 @@ def load_tokenizer(
         )
     # The library and the network below it fail in more ways than can be listed.
     except Exception as error:
+        own_code = "trust_remote_code" in str(error)
+        reason = "it needs its own Python code, never run here" if own_code else _first_line(error)
         raise TokenizerError(
-            f"cannot load a tokenizer from {name}: {_first_line(error)}; give a folder with "
-            "tokenizer.json or a name on the Hub, or load it yourself and pass the tokenizer"
+            f"cannot load a tokenizer from {name}: {reason}; give a folder with tokenizer.json "
+            "or a name on the Hub, or load it yourself and pass the tokenizer"
         ) from error
     if add_mask_token and tokenizer.mask_token_id is None:
         own = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         own = [spelling for spelling in own if "mask" in spelling.lower()]
         tokenizer.add_special_tokens({"mask_token": own[0] if len(own) == 1 else MASK})
+    if eos_token is not None and eos_token != tokenizer.eos_token:
+        if tokenizer.eos_token is not None:
+            raise TokenizerError(
+                f"tokenizer {name} ends documents with {tokenizer.eos_token}; leave {eos_token} out"
+            )
+        tokenizer.add_special_tokens({"eos_token": eos_token})
     return tokenizer
 
 
@@ -168,8 +179,8 @@ def special_ids(tokenizer: "PreTrainedTokenizerFast") -> SpecialIds:
         )
     if eos is None:
         raise TokenizerError(
-            f"tokenizer {name} has no eos token, which ends every document; add one: "
-            'tokenizer.add_special_tokens({"eos_token": "<|eos|>"})'
+            f"tokenizer {name} has no eos token, which ends every document; name one, such as "
+            "<|endoftext|>: load_tokenizer(name, eos_token=...), or --eos-token"
         )
     if mask in (eos, bos, pad):
         raise TokenizerError(
