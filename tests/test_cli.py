@@ -1,18 +1,24 @@
 """The command line as a user has it: `main` with arguments, exit codes, what is printed where."""
 
+import errno
 import json
 import os
 import signal
 import threading
 import time
+from dataclasses import fields
 
 import pytest
+import torch
 from small_runs import prepare_words
 from tiny_lm import SENTENCES
 
 from sfumato.cli import main
+from sfumato.cli_options import Measuring, Writing
 from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import load_tokenizer
+from sfumato.evals.evaluate import EvaluateOptions
+from sfumato.options import GenerationOptions
 from sfumato.pages import NOISE
 
 
@@ -153,8 +159,9 @@ def drain(keeper, said):
     try:
         while more := os.read(keeper, 1 << 16):
             said.append(more)
-    except OSError:  # Linux says so when the other side is closed
-        pass
+    except OSError as error:
+        if error.errno != errno.EIO:  # Linux says so when the other side is closed
+            raise
 
 
 def test_a_reader_that_goes_away_is_no_error(folder, monkeypatch, capfd):
@@ -175,7 +182,7 @@ def test_a_reader_that_goes_away_is_no_error(folder, monkeypatch, capfd):
 def test_an_interrupted_text_leaves_its_trajectory(run, folder, tmp_path):
     path = tmp_path / "pages.jsonl"
     interrupt_when_there(path)
-    words = ("generate", "-m", folder, "--step", "remask_cap", "--steps", 10**7)  # until then
+    words = ("generate", "-m", folder, "--step", "remask_cap", "--steps", 10**5)  # until then
     code, out, err = run(*words, "--trajectory", path)
     assert (code, out, err) == (130, "", "")
     pages = [json.loads(line) for line in path.read_text().splitlines()]
@@ -230,6 +237,39 @@ def test_a_model_that_is_not_there_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), "length 2e12"],
+    ids=["python", "cuda", "cpu"],
+)
+def test_too_little_memory_is_no_traceback(run, folder, monkeypatch, error):
+    def load(*_, **__):
+        if isinstance(error, str):
+            torch.empty(2 * 10**15)
+        raise error
+
+    monkeypatch.setattr("sfumato.pipeline.DiffusionLM.from_pretrained", load)
+    refused(run("generate", "-m", folder), "out of memory; try fewer or shorter rows at a time")
+
+
+def test_a_fault_of_the_program_has_its_traceback(folder, monkeypatch):
+    def load(*_, **__):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("sfumato.pipeline.DiffusionLM.from_pretrained", load)
+    monkeypatch.setattr("sys.argv", ["sfumato", "generate", "-m", folder])
+    with pytest.raises(RuntimeError, match="a fault"):
+        main()
+
+
+def test_every_option_of_writing_is_one_of_the_library():
+    known = {field.name for field in fields(GenerationOptions)}
+    assert {field.name for field in fields(Writing)} == known - {"canvas", "layout"}
+    assert {f.name: f.default for f in fields(Measuring)} == {
+        f.name: f.default for f in fields(EvaluateOptions)
+    }
+
+
+@pytest.mark.parametrize(
     "words", [["--no-such-option"], ["--seed", "many"], ["a", "b"]], ids=lambda words: words[0]
 )
 def test_a_wrong_usage_is_exit_code_2(run, words):
@@ -271,9 +311,25 @@ def test_text_is_prepared(run, text, tmp_path):
     assert last == f"300 tokens in the vocabulary: {out}"
     assert run(*words)[1] == said, "again, at once"
     assert json.loads(run(*words, "--json")[1]) == Prepared.open(out).facts
-    refused(run("data", "prepare", text, tmp_path / "o", "--add-mask-token"), "--tokenizer")
+    for word in (["--add-mask-token"], ["--eos-token", "<end>"]):
+        message = f"{word[0]} is for a tokenizer given by --tokenizer"
+        refused(run("data", "prepare", text, tmp_path / "o", *word), message)
     refused(run("data", "prepare", text, tmp_path / "o", "--limit", 0), "limit must be")
     refused(run("data", "prepare", text, tmp_path / "o", "--field", "txt"), "no field 'txt'")
+
+
+def test_text_is_prepared_with_the_bare_tokenizer_of_others(run, text, tmp_path):
+    run("tokenizer", "train", text, tmp_path / "whole", "--vocab-size", 300)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "whole" / "tokenizer.json").rename(tmp_path / "bare" / "tokenizer.json")
+    words = ["data", "prepare", text, tmp_path / "data", "--tokenizer", tmp_path / "bare"]
+    refused(run(*words), "has no mask token, which a diffusion model needs; add one:")
+    refused(run(*words, "--add-mask-token"), "has no eos token, which ends every document")
+    code, out, err = run(*words, "--add-mask-token", "--eos-token", "<|eos|>")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == f"300 tokens in the vocabulary: {tmp_path / 'data'}"
+    kept = Prepared.open(tmp_path / "data").tokenizer()
+    assert (kept.mask_token, kept.eos_token) == ("<|mask|>", "<|eos|>")
 
 
 def test_a_separator_may_be_a_line_end(run, tmp_path):

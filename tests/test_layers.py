@@ -23,7 +23,7 @@ generate likelihood testing
 options folders pages pipeline pipeline_hf
 evals
 train export serve
-doctor live training_view cli __main__
+doctor live training_view cli_options cli __main__
 """
 ORDER = LAYERS.split()
 

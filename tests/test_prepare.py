@@ -479,18 +479,3 @@ def test_bad_options_are_named(source, tmp_path, tokenizer):
     with pytest.raises(TokenizerError, match="has no mask token"):
         prepare(source, out, maskless)
     assert not out.exists()
-
-
-def test_the_command_adds_a_mask_token_only_where_told(source, tmp_path):
-    from sfumato.cli import data_prepare
-
-    maskless = train_tokenizer(stories(9), 300)
-    maskless.mask_token = None
-    folder, out = str(tmp_path / "tokenizer"), tmp_path / "out"
-    save_tokenizer(maskless, folder)
-    with pytest.raises(TokenizerError, match=r"no mask token.* or --add-mask-token"):
-        data_prepare(str(source), out, tokenizer=folder)
-    with pytest.raises(ConfigError, match="--add-mask-token is for a tokenizer given"):
-        data_prepare(str(source), out, add_mask_token=True)
-    data_prepare(str(source), out, tokenizer=folder, add_mask_token=True)
-    assert Prepared.open(out).tokenizer().mask_token == "<|mask|>"

@@ -11,18 +11,32 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from sfumato.cli_options import (
+    MODEL,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    Measuring,
+    ModelOption,
+    Reading,
+    Showing,
+    Tokens,
+    Writing,
+    grouped,
+)
 from sfumato.errors import ConfigError, DataError, SfumatoError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sfumato.data.sources import Source
-    from sfumato.pages import Page, Reader
+    from sfumato.pages import Page, Reader, Task
     from sfumato.pipeline import DiffusionLM
 
 app = typer.Typer(
@@ -46,7 +60,20 @@ def main() -> NoReturn:
     except OSError as error:  # a full disk, a folder without permission
         place = f"{error.filename}: " if error.filename else ""
         typer.secho(f"error: {place}{error.strerror or error}", fg="red", err=True)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        smaller = "fewer or shorter rows at a time, or a smaller model"
+        typer.secho(f"error: out of memory; try {smaller}", fg="red", err=True)
     sys.exit(1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a CPU, PyTorch has only words for it."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(
+        error
+    )
 
 
 def _version(wanted: bool) -> None:
@@ -66,27 +93,11 @@ def _options(
     del version
 
 
-STEP_NAMES = (
-    "ancestral, first_hitting, random, left_to_right, confidence, probability, margin, entropy, "
-    "threshold, factor, entropy_bound, klass, remask_cap, remask_rescale, remask_confidence, "
-    "remask_loop, wino"
-)
-MODEL = "Folder, hub name, or 'stories', the one that comes with sfumato."
-ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-FieldOption = Annotated[str, typer.Option(help="Column or key of the text.")]
-SeparatorOption = Annotated[
-    str | None, typer.Option(help="Line that ends a document in .txt files.")
-]
-SplitOption = Annotated[str, typer.Option(help="Split of a hub data set.")]
-ConfigOption = Annotated[str | None, typer.Option(help="Configuration of a hub data set.")]
-LimitOption = Annotated[int | None, typer.Option(help="Documents, at most.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
 @app.command()
+@grouped
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to go on from; none: from nothing.")] = "",
+    *,
     model: ModelOption = "stories",
     infill: Annotated[
         str | None, typer.Option(help="Fill the gaps (____) of this text instead.")
@@ -95,61 +106,12 @@ def generate(
         int | None, typer.Option(help="Tokens for each gap.", show_default="16")
     ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Texts to write.")] = 1,
-    length: Annotated[
-        int | None, typer.Option(help="New tokens; none: the rest of the canvas.")
-    ] = None,
-    num_steps: Annotated[
-        int | None,
-        typer.Option("--num-steps", "--steps", help="Steps; none: one for every new token."),
-    ] = None,
-    step: Annotated[
-        str | None, typer.Option(help=f"Step rule: {STEP_NAMES}. None: the model's own.")
-    ] = None,
-    step_option: Annotated[
-        list[str] | None, typer.Option(help="The rule's own, such as level=0.8; repeatable.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", help="0: greedy.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the nucleus of this mass.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Keep tokens at least this share as likely as the best.")
-    ] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
-    suppress: Annotated[
-        list[int] | None, typer.Option(help="Id of a token never to write; repeatable.")
-    ] = None,
-    block: Annotated[int | None, typer.Option(help="Decode in blocks of this size.")] = None,
-    lookahead: Annotated[
-        bool | None, typer.Option(help="A block sees what follows it.", show_default="lookahead")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
-    live: Annotated[bool, typer.Option(help="Show the page while it is written.")] = True,
-    trajectory: Annotated[
-        Path | None, typer.Option(help="Write every page to this JSON-lines file.")
-    ] = None,
-    as_json: JsonOption = False,
+    writing: Writing,
+    showing: Showing,
     device: DeviceOption = "auto",
 ) -> None:
     """Write text, live in the terminal as it emerges from noise."""
-    changes = {
-        "length": length,
-        "num_steps": num_steps,
-        "step": step,
-        "step_options": _pairs(step_option or []) or None,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "suppress": tuple(suppress) if suppress else None,
-        "block": block,
-        "lookahead": lookahead,
-        "seed": seed,
-        "gap_length": gap_length,
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
+    changes = writing.changes()
     if prompt and infill is not None:
         raise ConfigError("give a prompt or --infill, not both")
     if infill is None and gap_length is not None:
@@ -157,17 +119,15 @@ def generate(
     lm = _load(model, device)
     begin = time.perf_counter()
     if infill is None:
-        pages = lm.run(lm.start(prompt, num_samples=num_samples, **changes))
+        task = lm.start(prompt, num_samples=num_samples, **changes)
     else:
-        pages = lm.run(lm.start_infill(infill, num_samples=num_samples, **changes))
-    if trajectory is not None:
-        pages = _traced(lm.reader, pages, trajectory)
+        gaps = {} if gap_length is None else {"gap_length": gap_length}
+        task = lm.start_infill(infill, num_samples=num_samples, **gaps, **changes)
     screen = _console()
-    coloured = live and not as_json and screen.is_terminal
-    last = _last(lm.reader, pages, screen if coloured else None)
-    seconds = time.perf_counter() - begin
-    result = lm.finish(last)
-    if as_json:
+    coloured = showing.live and not showing.as_json and screen.is_terminal
+    last = _write(lm, task, showing.trajectory, screen if coloured else None)
+    result, seconds = lm.finish(last), time.perf_counter() - begin
+    if showing.as_json:
         facts = {"model": model, "seconds": round(seconds, 3)}
         typer.echo(json.dumps(facts | result.as_dict(), ensure_ascii=False))
         return
@@ -183,24 +143,27 @@ def generate(
     typer.secho(told, dim=True, err=True)
 
 
-def _last(reader: "Reader", pages: Iterator["Page"], screen: "Console | None") -> "Page":
-    """Write to the end, on the screen if there is one."""
+def _write(
+    lm: "DiffusionLM", task: "Task", trajectory: Path | None, screen: "Console | None"
+) -> "Page":
+    """Write a task to its last page: into the trajectory and on the screen, if there are any."""
+    pages = lm.run(task)
+    if trajectory is not None:
+        pages = _traced(lm.reader, pages, trajectory)
     if screen is not None:
         from sfumato.live import watch
 
-        pages = watch(reader, pages, screen)
+        pages = watch(lm.reader, pages, screen)
     return deque(pages, maxlen=1)[0]
 
 
 @tokenizer_app.command("train")
+@grouped
 def tokenizer_train(
     source: Annotated[str, typer.Argument(help="File, folder, or hub data set.")],
     out: Annotated[Path, typer.Argument(help="Folder for the tokenizer.")],
+    reading: Reading,
     vocab_size: Annotated[int, typer.Option(help="Tokens, special ones included.")] = 8192,
-    field: FieldOption = "text",
-    separator: SeparatorOption = None,
-    split: SplitOption = "train",
-    config: ConfigOption = None,
     limit: LimitOption = None,
 ) -> None:
     """Learn a byte-level BPE tokenizer."""
@@ -209,9 +172,7 @@ def tokenizer_train(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is there already; give a new or an empty folder")
-    wanted = _source(
-        source, field=field, separator=separator, split=split, config=config, limit=limit
-    )
+    wanted = _source(source, reading, limit=limit)
     with _status("learning"):
         tokenizer = train_tokenizer(wanted.sample(TRAINING_CHARACTERS), vocab_size)
     save_tokenizer(tokenizer, out)
@@ -220,19 +181,13 @@ def tokenizer_train(
 
 
 @data_app.command("prepare")
+@grouped
 def data_prepare(
     source: Annotated[str, typer.Argument(help="File, folder, or hub data set.")],
     out: Annotated[Path, typer.Argument(help="Folder for the prepared data.")],
-    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub name of one.")] = None,
-    add_mask_token: Annotated[bool, typer.Option(help="If it has none.")] = False,
-    vocab_size: Annotated[
-        int | None, typer.Option(help="Or: train one of this size.", show_default="8192")
-    ] = None,
+    tokens: Tokens,
+    reading: Reading,
     validation: Annotated[float, typer.Option(help="Share of the text to hold out.")] = 0.05,
-    field: FieldOption = "text",
-    separator: SeparatorOption = None,
-    split: SplitOption = "train",
-    config: ConfigOption = None,
     streaming: Annotated[bool, typer.Option(help="Stream a hub data set.")] = True,
     limit: LimitOption = None,
     workers: Annotated[int | None, typer.Option(help="Threads; none: one a core.")] = None,
@@ -242,24 +197,25 @@ def data_prepare(
     from sfumato.data.text import prepare
     from sfumato.data.tokenizer import load_tokenizer
 
-    if add_mask_token and tokenizer is None:
-        raise ConfigError("--add-mask-token is for a tokenizer given by --tokenizer")
-    if tokenizer is None and vocab_size is None:
+    for option, given in (
+        ("--add-mask-token", tokens.add_mask_token),
+        ("--eos-token", tokens.eos_token is not None),
+    ):
+        if given and tokens.tokenizer is None:
+            raise ConfigError(f"{option} is for a tokenizer given by --tokenizer")
+    vocab_size, tokenizer = tokens.vocab_size, None
+    if tokens.tokenizer is None and vocab_size is None:
         vocab_size = 8192
-    wanted = _source(
-        source,
-        field=field,
-        separator=separator,
-        split=split,
-        config=config,
-        streaming=streaming,
-        limit=limit,
-    )
+    wanted = _source(source, reading, streaming=streaming, limit=limit)
     with _status("reading") as tell:
+        if tokens.tokenizer is not None:
+            tokenizer = load_tokenizer(
+                tokens.tokenizer, add_mask_token=tokens.add_mask_token, eos_token=tokens.eos_token
+            )
         done = prepare(
             wanted,
             out,
-            load_tokenizer(tokenizer, add_mask_token=add_mask_token) if tokenizer else None,
+            tokenizer,
             vocab_size=vocab_size,
             validation=validation,
             workers=workers,
@@ -307,30 +263,12 @@ def train(
 
 
 @app.command()
+@grouped
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL)],
     data: Annotated[str, typer.Argument(help="Prepared folder, or texts as for data prepare.")],
-    rows: Annotated[int, typer.Option(help="Held-out texts or rows, at most.")] = 256,
-    num_samples: Annotated[int, typer.Option(help="Random maskings of each row.")] = 8,
-    exact: Annotated[
-        bool, typer.Option(help="Also the exact likelihood under the step rule (slow).")
-    ] = False,
-    step: Annotated[
-        str | None, typer.Option(help="Step rule of --exact (none: margin) and of the texts.")
-    ] = None,
-    num_steps: Annotated[
-        int | None, typer.Option("--num-steps", "--steps", help="Its steps.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Its temperature.")] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="Causal model that judges generated texts, by path.")
-    ] = None,
-    num_texts: Annotated[int, typer.Option(help="Texts to generate for the judge.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of maskings and texts.")] = 0,
-    field: FieldOption = "text",
-    separator: SeparatorOption = None,
-    split: SplitOption = "train",
-    config: ConfigOption = None,
+    measuring: Measuring,
+    reading: Reading,
     out: Annotated[Path | None, typer.Option(help="Write the whole record, as JSON.")] = None,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
@@ -341,18 +279,8 @@ def evaluate(
         from sfumato.evals.evaluate import evaluate as measure
         from sfumato.evals.record import write
 
-    options = EvaluateOptions(
-        rows=rows,
-        num_samples=num_samples,
-        exact=exact,
-        step=step,
-        num_steps=num_steps,
-        judge=judge,
-        num_texts=num_texts,
-        temperature=temperature,
-        seed=seed,
-    )
-    source = _source(data, field=field, separator=separator, split=split, config=config)
+    options = EvaluateOptions(**asdict(measuring))
+    source = _source(data, reading)
     lm = _load(model, device)
     with _status("reading") as tell:
         record = measure(lm, source, options, model_name=model, progress=tell)
@@ -406,29 +334,25 @@ def _load(name: str, device: str) -> "DiffusionLM":
 
         logging.disable_progress_bar()
         logging.set_verbosity_error()
+        _quiet_hub()
         return DiffusionLM.from_pretrained(name, device=device)
 
 
-def _source(name: str, *, separator: str | None, **options: Any) -> "Source":
-    """A source; `separator` may spell a line end as \\n."""
+def _quiet_hub() -> None:
+    """What fails is said in the end, in one line, and not at every attempt before."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+
+
+def _source(name: str, reading: Reading, **options: Any) -> "Source":
+    """A source; the separator may spell a line end as \\n."""
     from sfumato.data.sources import Source
 
-    if separator is not None:
-        options["separator"] = separator.replace("\\n", "\n")
-    return Source(name, **options)
-
-
-def _pairs(texts: list[str]) -> dict[str, float]:
-    """["level=0.8"] -> {"level": 0.8}; whole numbers stay whole."""
-    values: dict[str, float] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            raise ConfigError(f"expected name=number, such as level=0.8, got '{text}'") from None
-        values[name] = int(number) if number.is_integer() and "." not in value else number
-    return values
+    _quiet_hub()
+    if reading.separator is not None:
+        options["separator"] = reading.separator.replace("\\n", "\n")
+    return Source(name, field=reading.field, split=reading.split, config=reading.config, **options)
 
 
 def _traced(reader: "Reader", pages: Iterator["Page"], path: Path) -> Iterator["Page"]:

@@ -1,0 +1,174 @@
+"""Options of the command line in groups: a dataclass each, so that a command takes a few values.
+
+A field's annotation is what `--help` says of it.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sfumato.errors import ConfigError
+
+MODEL = "Folder, hub name, or 'stories', the one that comes with sfumato."
+STEP_NAMES = (
+    "ancestral, first_hitting, random, left_to_right, confidence, probability, margin, entropy, "
+    "threshold, factor, entropy_bound, klass, remask_cap, remask_rescale, remask_confidence, "
+    "remask_loop, wino"
+)
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+LimitOption = Annotated[int | None, typer.Option(help="Documents, at most.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose groups' fields are options of its own: typer reads the signature."""
+    parameters = inspect.signature(command).parameters
+    groups = {name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in parameters.items():
+        if name in groups:
+            flat += [_parameter(f.name, f.default, f.type) for f in fields(groups[name])]
+        else:
+            flat.append(_parameter(name, parameter.default, parameter.annotation))
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        command(**values)
+
+    called.__signature__ = inspect.Signature(flat)  # pyright: ignore[reportAttributeAccessIssue]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return called
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How text is written: `GenerationOptions` that differ from the model's own, by their names."""
+
+    length: Annotated[
+        int | None, typer.Option(help="New tokens; none: the rest of the canvas.")
+    ] = None
+    num_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--num-steps", "--steps", help="Steps; none: the model's own, or one a new token."
+        ),
+    ] = None
+    step: Annotated[
+        str | None, typer.Option(help=f"Step rule: {STEP_NAMES}. None: the model's own.")
+    ] = None
+    step_options: Annotated[
+        list[str] | None,
+        typer.Option("--step-option", help="The rule's own, such as level=0.8; repeatable."),
+    ] = None
+    temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0: greedy.")] = (
+        None
+    )
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Keep the nucleus of this mass.")] = None
+    min_p: Annotated[
+        float | None, typer.Option(help="Keep tokens at least this share as likely as the best.")
+    ] = None
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None
+    suppress: Annotated[
+        list[int] | None, typer.Option(help="Id of a token never to write; repeatable.")
+    ] = None
+    block: Annotated[int | None, typer.Option(help="Decode in blocks of this size.")] = None
+    lookahead: Annotated[
+        bool | None, typer.Option(help="A block sees what follows it.", show_default="lookahead")
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None
+
+    def changes(self) -> dict[str, Any]:
+        """Those that were given, as `GenerationOptions` have them."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        given |= {
+            "step_options": _pairs(self.step_options or []),
+            "suppress": tuple(self.suppress or ()),
+        }
+        return {name: value for name, value in given.items() if value not in (None, {}, ())}
+
+
+def _pairs(texts: list[str]) -> dict[str, float]:
+    """["level=0.8"] -> {"level": 0.8}; whole numbers stay whole."""
+    values: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ConfigError(f"expected name=number, such as level=0.8, got '{text}'") from None
+        values[name] = int(number) if number.is_integer() and "." not in value else number
+    return values
+
+
+@dataclass(frozen=True)
+class Showing:
+    """Where text goes while it is written, and how it is told."""
+
+    live: Annotated[bool, typer.Option(help="Show the page while it is written.")] = True
+    trajectory: Annotated[
+        Path | None, typer.Option(help="Write every page to this JSON-lines file.")
+    ] = None
+    as_json: JsonOption = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the documents of a source are found."""
+
+    field: Annotated[str, typer.Option(help="Column or key of the text.")] = "text"
+    separator: Annotated[
+        str | None, typer.Option(help="Line that ends a document in .txt files.")
+    ] = None
+    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train"
+    config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokenizer that text is prepared with."""
+
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub name of one.")] = None
+    add_mask_token: Annotated[bool, typer.Option(help="If it has none.")] = False
+    eos_token: Annotated[
+        str | None, typer.Option(help="What ends a document, if it says nothing of it.")
+    ] = None
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Or: train one of this size.", show_default="8192")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured: `EvaluateOptions`, by their names."""
+
+    rows: Annotated[int, typer.Option(help="Held-out texts or rows, at most.")] = 256
+    num_samples: Annotated[int, typer.Option(help="Random maskings of each row.")] = 8
+    exact: Annotated[
+        bool, typer.Option(help="Also the exact likelihood under the step rule (slow).")
+    ] = False
+    step: Annotated[
+        str | None, typer.Option(help="Step rule of --exact (none: margin) and of the texts.")
+    ] = None
+    num_steps: Annotated[int | None, typer.Option("--num-steps", "--steps", help="Its steps.")] = (
+        None
+    )
+    temperature: Annotated[float | None, typer.Option(help="Its temperature.")] = None
+    judge: Annotated[
+        str | None, typer.Option(help="Causal model that judges generated texts, by path.")
+    ] = None
+    num_texts: Annotated[int, typer.Option(help="Texts to generate for the judge.")] = 64
+    seed: Annotated[int, typer.Option(help="Of maskings and texts.")] = 0
