@@ -259,9 +259,7 @@ def test_a_missing_place_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no file or folder .*nothing/like/it; check the path"):
         Source(str(tmp_path / "nothing" / "like" / "it")).files()
     monkeypatch.chdir(tmp_path)  # the name could be one on the hub
-    with pytest.raises(
-        DataError, match=r"jsnl here \(did you mean stories.jsonl\?\), and cannot"
-    ):
+    with pytest.raises(DataError, match=r"jsnl here \(did you mean stories.jsonl\?\), and cannot"):
         list(Source("stories.jsnl").documents())
     with pytest.raises(DataError, match="holds no file of a known format"):
         Source(str(tmp_path / "empty")).files()
