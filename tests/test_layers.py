@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each imports what is above it, or before it in its line.
 LAYERS = """
 errors rng types devices
-schedules filters
+schedules filters logits
 corruption models data
 denoisers
 objectives steps revising

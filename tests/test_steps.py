@@ -1,15 +1,14 @@
 import itertools
-import math
 
 import pytest
 import torch
 from reference import even_split
 from worlds import MASK, World
 
-from sfumato import steps
 from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.errors import ConfigError
 from sfumato.generate import blank, generate
+from sfumato.logits import entropies
 from sfumato.rng import Rng
 from sfumato.schedules import Clipped, CosineAlpha, CosineMask, Linear, LogLinear, Power
 from sfumato.steps import (
@@ -25,12 +24,7 @@ from sfumato.steps import (
     Threshold,
     TopConfidence,
     TopProbability,
-    confidences,
-    draw_tokens,
-    entropies,
     highest,
-    margins,
-    probability_of,
     quota,
 )
 from sfumato.testing import check_step
@@ -146,71 +140,6 @@ def test_the_reverse_process_keeps_the_contract(noise, schedule):
 @pytest.mark.parametrize("step", CONTRACT, ids=repr)
 def test_a_rule_prints_as_it_is_made(step):
     assert eval(repr(step)) == step
-
-
-# --- drawing ---
-
-
-def test_tokens_are_drawn_as_often_as_they_are_likely():
-    logits = torch.tensor([0.5, -torch.inf, 2.0, -1.0, 0.0])
-    u = Rng.from_seed(0, 40000).uniform()
-    drawn = draw_tokens(logits.expand(40000, 5), u)
-    law = logits.softmax(0).double()
-    seen = torch.bincount(drawn, minlength=5) / 40000
-    assert float(seen[1]) == 0
-    assert bool(((seen - law).abs() <= 4 * (law / 40000).sqrt()).all())
-
-
-def test_tails_are_drawn_in_full():
-    """float32 noise would never draw what has a chance of 1e-9."""
-    logits = torch.tensor([0.0, math.log(1e-9)])
-    u = torch.tensor([1 - 2e-9, 1 - 0.5e-9], dtype=torch.float64)
-    assert draw_tokens(logits.expand(2, 2), u).tolist() == [0, 1]
-
-
-def test_the_ends_of_u_give_the_first_and_the_last_possible_token():
-    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, 4)
-    u = torch.tensor([2.0**-53, 1 - 2.0**-53], dtype=torch.float64)
-    assert draw_tokens(logits, u).tolist() == [1, 2]
-
-
-def test_one_possible_token_is_drawn_whatever_u():
-    logits = torch.full((100, 7), -torch.inf)
-    logits[:, 3] = -50.0
-    assert draw_tokens(logits, Rng.from_seed(0, 100).uniform()).unique().tolist() == [3]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_drawing_by_groups_is_plain_inversion(dtype, monkeypatch):
-    """Sizes around a group's, impossible tokens, rows in several chunks."""
-    monkeypatch.setattr(steps, "CHUNK", 1000)
-    for size in (2, 63, 64, 65, 300):
-        rng = Rng.from_seed(size, 200)
-        logits = (8 * rng.fold(0).uniform(size)).to(dtype)
-        logits[rng.fold(1).uniform(size) < 0.5] = -torch.inf
-        logits[:, 1] = 0.0
-        u = rng.fold(2).uniform()
-        sums = logits.double().softmax(-1).cumsum(-1)
-        assert (
-            draw_tokens(logits, u).tolist() == (u[:, None] * sums[:, -1:] >= sums).sum(-1).tolist()
-        )
-
-
-def test_confidences_and_margins_are_those_of_the_softmax(monkeypatch):
-    monkeypatch.setattr(steps, "CHUNK", 100)
-    logits = (6 * Rng.from_seed(0, 50).uniform(30)).float()
-    best = logits.softmax(-1).topk(2).values
-    ids = logits.argsort(-1)[:, 7]
-    own = logits.softmax(-1).gather(-1, ids[:, None])[:, 0]
-    torch.testing.assert_close(confidences(logits), best[:, 0], rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(margins(logits), best[:, 0] - best[:, 1], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(probability_of(ids, logits), own, rtol=1e-5, atol=1e-7)
-
-
-def test_entropy_is_the_formula():
-    probs = torch.tensor([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]])
-    wanted = torch.tensor([1.5 * math.log(2), 0.0])
-    torch.testing.assert_close(entropies(probs.log()), wanted)
 
 
 # --- how many, and which ---

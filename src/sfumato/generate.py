@@ -54,8 +54,8 @@ def denoise(
     """Yield the canvas after every step until nothing is noisy; with a `reopens` rule, until t = 0.
 
     The network runs only over rows, and its head only at positions, that the step wants; where it
-    wants none, it does not run at all. Filters that `sharpens` come last and touch what is drawn, not
-    what the rule believes: the most likely text is still decided surest first.
+    wants none, it does not run at all. Filters that `sharpens` come last and touch what is drawn,
+    not what the rule believes: the most likely text is still decided surest first.
     """
     plain = [change for change in filters if not getattr(change, "sharpens", False)]
     sharpening = tuple(change for change in filters if getattr(change, "sharpens", False))

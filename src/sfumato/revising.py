@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
+from sfumato.logits import confidences, probability_of
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule
 from sfumato.steps import (
     _PLACES,
     _RENOISE,
     commit,
-    confidences,
     draw_at,
     highest,
-    probability_of,
     spread,
 )
 from sfumato.types import Canvas, Sharp

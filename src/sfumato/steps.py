@@ -12,102 +12,29 @@ Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B].
 `logits`, tokens are drawn from `sharp`, the same after temperature, top-k and the like.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError
+from sfumato.logits import (
+    confidences,
+    draw_tokens,
+    entropies,
+    margins,
+    most_likely,
+    probability_of,
+)
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
 from sfumato.types import Canvas, Sharp, Step
 
 _TOKENS, _PLACES, _RENOISE = 0, 1, 2  # what a step's random streams are for
 
-CHUNK = 2**20  # logits that are looked at together: 4 MB of float32
-GROUP = 64  # tokens whose probabilities are summed up before one among them is drawn
-
 # --- the parts that rules share ---
-
-
-def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
-    """One token for each row of logits [N, V], by inversion of u [N] in (0, 1).
-
-    Running sums are float64: float32 noise cuts off the tails, which acts as a lower temperature
-    (Zheng et al., arXiv 2409.02908). First a group of tokens is found, then the token in it, so
-    that so many doubles are not needed.
-    """
-    return _in_chunks(_draw, logits, u)
-
-
-def _draw(logits: Tensor, u: Tensor) -> Tensor:
-    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
-    if weights.shape[-1] % GROUP:
-        weights = F.pad(weights, (0, -weights.shape[-1] % GROUP))
-    groups = weights.unflatten(-1, (-1, GROUP))
-    group, rest = _invert(groups.sum(-1).double(), u)
-    own = groups.gather(1, group[:, None, None].expand(-1, 1, GROUP))[:, 0]
-    return group * GROUP + _invert(own.double(), rest)[0]
-
-
-def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The index [N] at which the running sum of float64 weights [N, K] passes the share u [N] of
-    the whole, never one of weight 0; and how far into that weight it is, [N] in [0, 1)."""
-    sums = weights.cumsum(-1)
-    total = sums[:, -1:]
-    target = torch.minimum(u[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    index = torch.searchsorted(sums, target, right=True)
-    own = weights.gather(1, index)
-    into = ((target - (sums.gather(1, index) - own)) / own).clamp(0, 1 - 2**-53)
-    return index[:, 0], into[:, 0]
-
-
-def _in_chunks(compute: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
-    """`compute` over some rows of logits [N, V] (and others [N, ...]) at a time: on a CPU, fresh
-    memory for all of them would cost more than the arithmetic."""
-    rows = max(1, CHUNK // logits.shape[-1])
-    if len(logits) <= rows:
-        return compute(logits, *others)
-    split = (x.split(rows) for x in (logits, *others))
-    return torch.cat([compute(*part) for part in zip(*split, strict=True)])
-
-
-def confidences(logits: Tensor) -> Tensor:
-    """Probability of the most likely token of each row of logits, [N]."""
-    return _in_chunks(lambda part: (part.amax(-1) - part.logsumexp(-1)).exp(), logits.float())
-
-
-def probability_of(tokens: Tensor, logits: Tensor) -> Tensor:
-    """Probability of tokens [N], each by its row of logits [N, V]."""
-
-    def compute(part: Tensor, ids: Tensor) -> Tensor:
-        return (part.gather(-1, ids[:, None])[:, 0] - part.logsumexp(-1)).exp()
-
-    return _in_chunks(compute, logits.float(), tokens)
-
-
-def margins(logits: Tensor) -> Tensor:
-    """By how much the most likely token of each row of logits is likelier than the next, [N]."""
-
-    def compute(part: Tensor) -> Tensor:
-        best = part.topk(2, dim=-1).values.sub(part.logsumexp(-1, keepdim=True)).exp()
-        return best[:, 0] - best[:, 1]
-
-    return _in_chunks(compute, logits.float())
-
-
-def entropies(logits: Tensor) -> Tensor:
-    """Entropy of each row of logits in nats, [N]."""
-
-    def compute(part: Tensor) -> Tensor:
-        logp = part.log_softmax(-1)
-        return -(logp.exp() * logp.clamp_min(-1e30)).sum(-1)
-
-    return _in_chunks(compute, logits.float())
 
 
 def spread(values: Tensor, where: Tensor, empty: float) -> Tensor:
@@ -148,7 +75,7 @@ def draw_at(canvas: Canvas, chosen: Tensor, sharp: Sharp, rng: Rng) -> Tensor:
     """Tokens [B, L], drawn anew at the chosen positions, which `sharp` must know."""
     tokens = canvas.tokens.clone()
     if sharp.greedy:
-        tokens[chosen] = sharp.plain(chosen).argmax(-1)
+        tokens[chosen] = most_likely(sharp.plain(chosen))
     else:
         u = rng.fold(_TOKENS).uniform(canvas.tokens.shape[1])
         tokens[chosen] = draw_tokens(sharp.at(chosen), u[chosen])

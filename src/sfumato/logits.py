@@ -1,0 +1,107 @@
+"""What logits [N, V] say, row by row: the token to draw, and how sure the model is.
+
+A large vocabulary makes these the second cost of generation, after the network itself.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfumato.errors import ConfigError
+
+CHUNK = 2**20  # logits that are looked at together: 4 MB of float32
+GROUP = 64  # tokens whose probabilities are summed up before one among them is drawn
+
+
+def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
+    """One token for each row of logits [N, V], by inversion of u [N] in (0, 1).
+
+    Running sums are float64: float32 noise cuts off the tails, which acts as a lower temperature
+    (Zheng et al., arXiv 2409.02908). First a group of tokens is found, then the token in it, so
+    that so many doubles are not needed.
+    """
+    return _in_chunks(_draw, logits, u)
+
+
+def _draw(logits: Tensor, u: Tensor) -> Tensor:
+    weights = (logits - _checked(logits.amax(-1, keepdim=True))).exp_()
+    if weights.shape[-1] % GROUP:
+        weights = F.pad(weights, (0, -weights.shape[-1] % GROUP))
+    groups = weights.unflatten(-1, (-1, GROUP))
+    group, rest = _invert(groups.sum(-1).double(), u)
+    own = groups.gather(1, group[:, None, None].expand(-1, 1, GROUP))[:, 0]
+    return group * GROUP + _invert(own.double(), rest)[0]
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The most likely token of each row of logits [N, V], the first of equals."""
+    best, tokens = logits.max(-1)
+    _checked(best)
+    return tokens
+
+
+def _checked(best: Tensor) -> Tensor:
+    if not bool(best.isfinite().all()):
+        raise ConfigError(
+            "no token may stand at some position: its logits are -inf for all tokens, or not "
+            "numbers; suppress fewer tokens, or check the model"
+        )
+    return best
+
+
+def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The index [N] at which the running sum of float64 weights [N, K] passes the share u [N] of
+    the whole, never one of weight 0; and how far into that weight it is, [N] in [0, 1)."""
+    sums = weights.cumsum(-1)
+    total = sums[:, -1:]
+    target = torch.minimum(u[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    index = torch.searchsorted(sums, target, right=True)
+    own = weights.gather(1, index)
+    into = ((target - (sums.gather(1, index) - own)) / own).clamp(0, 1 - 2**-53)
+    return index[:, 0], into[:, 0]
+
+
+def _in_chunks(compute: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
+    """`compute` over some rows of logits [N, V] (and others [N, ...]) at a time: on a CPU, fresh
+    memory for all of them would cost more than the arithmetic."""
+    rows = max(1, CHUNK // logits.shape[-1])
+    if len(logits) <= rows:
+        return compute(logits, *others)
+    split = (x.split(rows) for x in (logits, *others))
+    return torch.cat([compute(*part) for part in zip(*split, strict=True)])
+
+
+def confidences(logits: Tensor) -> Tensor:
+    """Probability of the most likely token of each row of logits, [N]."""
+    return _in_chunks(lambda part: (part.amax(-1) - part.logsumexp(-1)).exp(), logits.float())
+
+
+def probability_of(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Probability of tokens [N], each by its row of logits [N, V]."""
+
+    def compute(part: Tensor, ids: Tensor) -> Tensor:
+        return (part.gather(-1, ids[:, None])[:, 0] - part.logsumexp(-1)).exp()
+
+    return _in_chunks(compute, logits.float(), tokens)
+
+
+def margins(logits: Tensor) -> Tensor:
+    """By how much the most likely token of each row of logits is likelier than the next, [N]."""
+
+    def compute(part: Tensor) -> Tensor:
+        best = part.topk(2, dim=-1).values.sub(part.logsumexp(-1, keepdim=True)).exp()
+        return best[:, 0] - best[:, 1]
+
+    return _in_chunks(compute, logits.float())
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy of each row of logits in nats, [N]."""
+
+    def compute(part: Tensor) -> Tensor:
+        logp = part.log_softmax(-1)
+        return -(logp.exp() * logp.clamp_min(-1e30)).sum(-1)
+
+    return _in_chunks(compute, logits.float())
