@@ -3,29 +3,42 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sfumato.models.transformer import Attention, Mlp
 from sfumato.train.config import TrainOptions
 from sfumato.train.world import placed, whole
 
-# Jordan's odd quintic a x + b x^3 + c x^5, applied five times, brings singular values from 0.002 up
-# to between 0.7 and 1.2. Coefficients that converge faster (Polar Express, arXiv 2505.16932) save
-# one step in five, but in bfloat16, without their safety factor, a run of ours diverged.
-QUINTIC = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
-# Linear layers that hold several matrices, one above the other: each is orthogonalised by itself.
-STACKED = {"qkv": 3, "gate_up": 2}
+# Odd quintics a x + b x^3 + c x^5, one an iteration: the first four of Polar Express (Amsel et al.,
+# arXiv 2505.16932) bring singular values from 0.001 of the norm up to between 0.44 and 1.56. What
+# is trained so is as good as with five iterations of Jordan's fixed quintic (docs/log.md). SAFETY
+# keeps rounding in bfloat16 from lifting values beyond 1, where the first grows without end.
+QUINTICS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+)
+SAFETY = 1.01
 ADAM_LEARNING_RATE = 3e-3  # of what Muon leaves: embeddings, norms, head
+
+
+class Pieces(NamedTuple):
+    """How a weight is made up of matrices that are orthogonalised each by itself."""
+
+    count: int = 1
+    axis: int = 0  # 0: one above the other, 1: side by side
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is the nearest orthogonal matrix (Jordan et al., 2024), for matrices.
 
-    The step of an m x n matrix is scaled by sqrt(max(1, m / n)). A group's `stacked` says how many
-    matrices lie above each other in its weights. Sharded weights are gathered for the step.
+    Whatever the shape of an m x n weight, and into how many `pieces` it is cut, the entries of a
+    step have a mean square of lr ** 2 / n. Sharded weights are gathered for the step.
     """
 
     def __init__(
@@ -37,8 +50,8 @@ class Muon(torch.optim.Optimizer):
         *,
         dtype: torch.dtype = torch.float32,  # of the iteration; bfloat16 is enough
     ):
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "stacked": 1}
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "pieces": Pieces()})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -53,28 +66,31 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(param)
         average = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        ahead = grad.lerp(average, group["momentum"])  # Nesterov
-        step = whole(ahead)
-        matrices = step.chunk(group["stacked"])
-        for matrix in matrices:
-            matrix.copy_(orthogonal(matrix, self.dtype))
-        scale = math.sqrt(max(1, matrices[0].shape[0] / matrices[0].shape[1]))
+        ahead = whole(grad.lerp(average, group["momentum"]))  # Nesterov
+        count, axis = group["pieces"]
+        matrices = torch.stack(ahead.chunk(count, axis)) if count > 1 else ahead
+        step = orthogonal(matrices, self.dtype).to(ahead.dtype)
+        if count > 1:
+            step = torch.cat(step.unbind(), axis)
+        scale = math.sqrt(max(matrices.shape[-2:]) / ahead.shape[1])
         if group["weight_decay"]:
             param.mul_(1 - group["lr"] * group["weight_decay"])
         param.add_(placed(step, param), alpha=-group["lr"] * scale)
 
 
-def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """U V' of the singular value decomposition U S V' of [m, n], to about a third."""
-    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = x.to(dtype) / x.norm().clamp_min(1e-20).to(dtype)
-    a, b, c = QUINTIC
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal().add_(a)
+def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """U V' of the singular value decomposition U S V' of [..., m, n], nearly."""
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else matrices.mT
+    norm = torch.linalg.matrix_norm(x.float(), keepdim=True)
+    x = (x / (SAFETY * norm).clamp_min(1e-20)).to(dtype)
+    multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
+    for a, b, c in QUINTICS:
+        gram = x @ x.mT
+        polynomial = multiply_add(gram, gram, gram, beta=b / SAFETY**3, alpha=c / SAFETY**5)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a / SAFETY)
         x = polynomial @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return x if wide else x.mT
 
 
 def build_optimizers(
@@ -86,10 +102,10 @@ def build_optimizers(
     """
     matrices = matrix_names(model)
     rest = [p for name, p in model.named_parameters() if name not in matrices and p.requires_grad]
-    stacks: dict[int, list[Tensor]] = {}
+    cut: dict[Pieces, list[Tensor]] = {}
     for name, param in model.named_parameters():
         if name in matrices and param.requires_grad:
-            stacks.setdefault(matrices[name], []).append(param)
+            cut.setdefault(matrices[name], []).append(param)
     adam = {
         "betas": (options.adam_beta1, options.adam_beta2),
         "eps": options.adam_epsilon,
@@ -97,14 +113,14 @@ def build_optimizers(
     }
     if options.optimizer == "adamw":
         decayed = {
-            "params": [p for params in stacks.values() for p in params],
+            "params": [p for params in cut.values() for p in params],
             "weight_decay": options.weight_decay,
         }
         groups = [decayed, {"params": rest, "weight_decay": 0.0}]
         return [torch.optim.AdamW(groups, options.learning_rate, **adam)]
     rate = options.adam_learning_rate or ADAM_LEARNING_RATE
     muon = Muon(
-        [{"params": params, "stacked": stacked} for stacked, params in stacks.items()],
+        [{"params": params, "pieces": pieces} for pieces, params in cut.items()],
         options.learning_rate,
         options.momentum,
         options.weight_decay,
@@ -113,14 +129,25 @@ def build_optimizers(
     return [muon, torch.optim.AdamW(rest, rate, weight_decay=0.0, **adam)]
 
 
-def matrix_names(model: PreTrainedModel) -> dict[str, int]:
-    """Parameter names of the matrices that Muon takes -> how many are stacked in each."""
+def matrix_names(model: PreTrainedModel) -> dict[str, Pieces]:
+    """Parameter names of the matrices that Muon takes -> the pieces it cuts them into.
+
+    A head of attention is a matrix of its own: as good, and several times cheaper than all heads
+    at once (docs/log.md).
+    """
     head = model.get_output_embeddings()
-    return {
-        f"{name}.weight": STACKED.get(name.rpartition(".")[2], 1)
+    names = {
+        f"{name}.weight": Pieces()
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            names[f"{name}.qkv.weight"] = Pieces(3 * module.heads, 0)
+            names[f"{name}.out.weight"] = Pieces(module.heads, 1)
+        elif isinstance(module, Mlp):
+            names[f"{name}.gate_up.weight"] = Pieces(2, 0)
+    return names
 
 
 def rate_factor(step: int, options: TrainOptions) -> float:
