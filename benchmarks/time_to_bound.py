@@ -293,9 +293,12 @@ def train_sfumato(folder: Path, data: Data, log: Log, minutes: float, every: int
     events = train(load_run(RECIPE | place, [f"train.save_steps={every}"]))
     spent, start = 0.0, time.process_time()
     for event in events:
-        if isinstance(event, Started):
+        if isinstance(event, Started) and event.step:
             done = [point for point in log.points() if point["step"] == event.step]
-            spent = done[-1]["cpu_seconds"] if done else 0.0
+            if not done:  # stopped between a checkpoint and its evaluation
+                newest = log.path.with_suffix("") / f"checkpoints/step-{event.step:08d}"
+                sys.exit(f"{log.path} has no step {event.step}; remove {newest} to go on before it")
+            spent = done[-1]["cpu_seconds"]
         if isinstance(event, Stepped):
             spent += time.process_time() - start
         if isinstance(event, Saved):
