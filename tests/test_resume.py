@@ -322,6 +322,30 @@ def test_a_finished_constant_run_can_be_made_longer(words, tmp_path):
     assert not events[-1].stopped_early
 
 
+def test_a_run_killed_between_its_first_model_and_its_first_checkpoint_begins_again(
+    words, tmp_path
+):
+    run = small_run(words, tmp_path / "out", "evaluate.eval_steps=3", "train.save_steps=8")
+    events = train(run)
+    while not isinstance(next(events), Evaluated):
+        pass
+    events.close()
+    assert (run.output / "model.safetensors").exists()
+    with pytest.raises(CheckpointError, match="already holds a model, and no checkpoint"):
+        run_all(run.model_copy(update={"seed": 1}))
+    run_all(run)
+    straight = run.model_copy(update={"output": tmp_path / "straight"})
+    run_all(straight)
+    file = "checkpoints/step-00000010/training.safetensors"
+    assert same_tensors(run.output / file, straight.output / file)
+    shutil.copy(run.output / "model.safetensors", tmp_path)
+    shutil.rmtree(run.output)
+    run.output.mkdir()
+    shutil.copy(tmp_path / "model.safetensors", run.output)  # from somewhere else
+    with pytest.raises(CheckpointError, match="already holds a model, and no checkpoint"):
+        run_all(run)
+
+
 def test_a_folder_with_a_model_but_no_checkpoint_is_spared(words, tmp_path):
     run = small_run(words, tmp_path / "out")
     run_all(run)

@@ -47,7 +47,7 @@ from sfumato.train.events import (
 )
 from sfumato.train.feed import MicroBatches, Order, as_batch
 from sfumato.train.launch import launched
-from sfumato.train.log import Metrics, Window, rewrite
+from sfumato.train.log import Metrics, Window, read_records, rewrite
 from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
 from sfumato.train.state import State
@@ -180,7 +180,7 @@ class Trainer:
             steps = []
         elif steps:
             self._resume(steps[-1])
-        elif (folder / "model.safetensors").exists():
+        elif (folder / "model.safetensors").exists() and not self._is_own():
             raise CheckpointError(
                 f"{folder} already holds a model, and no checkpoint to go on from; "
                 "choose another output, or overwrite=true"
@@ -196,6 +196,15 @@ class Trainer:
             with writing(folder):
                 rewrite(folder / "run.yaml", dump_run(run.model_copy(update={"overwrite": False})))
                 self.metrics = Metrics(run, self.progress.step)
+
+    def _is_own(self) -> bool:
+        """Whether the folder's model is of this run, ended before its first checkpoint."""
+        try:
+            same = (self.run.output / "run.yaml").read_text(encoding="utf-8") == dump_run(self.run)
+        except FileNotFoundError:
+            return False
+        records = read_records(self.run.output / "metrics.jsonl")
+        return same and records[-1:] != [] and records[-1]["step"] < self.run.train.max_steps
 
     def _resume(self, step: int) -> None:
         state, training = self.checkpoints.load(step)
