@@ -103,8 +103,8 @@ def test_missing_keys_are_named():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("run.yaml", "train: [", r"run.yaml is not valid .yaml"),
-        ("run.json", "{'a': 1}", r"run.json is not valid .json"),
+        ("run.yaml", "train: [", r"run.yaml is not valid YAML: .+ line 1.*$"),
+        ("run.json", "{'a': 1}", r"run.json is not valid JSON: .+ line 1.*$"),
         ("run.yaml", "just words", r"must hold keys and values .* got 'just words'"),
     ],
 )
@@ -114,8 +114,14 @@ def test_a_broken_file_is_named(tmp_path, name, text, message):
         load_run(tmp_path / name)
 
 
+def test_a_file_of_other_bytes_is_named(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"output: caf\xe9")
+    with pytest.raises(ConfigError, match=r"run.yaml is not UTF-8 text: unexpected end of data"):
+        load_run(tmp_path / "run.yaml")
+
+
 def test_an_absent_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot read the run file .*absent.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read the run file .*absent.yaml: No such file"):
         load_run(tmp_path / "absent.yaml")
 
 

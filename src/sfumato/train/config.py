@@ -237,15 +237,23 @@ _Loader.add_implicit_resolver(
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the run file {path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the run file {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the run file {path} is not UTF-8 text: {error.reason}") from None
     try:
         keys = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is not valid {path.suffix or 'YAML'}: {error}") from None
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise ConfigError(f"{path} is not valid {kind}: {_one_line(error)}") from None
     if not isinstance(keys, dict):
         raise ConfigError(f"{path} must hold keys and values such as 'output: out', got {keys!r}")
     return keys
+
+
+def _one_line(error: Exception) -> str:
+    """What a reader found wrong; YAML's says it in several lines."""
+    return " ".join(str(error).split())
 
 
 def _parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -263,7 +271,8 @@ def _parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
         try:
             found.append((path, yaml.load(value, _Loader)))
         except yaml.YAMLError as error:
-            raise ConfigError(f"the value of '{path}' is not valid YAML: {error}") from None
+            reason = _one_line(error)
+            raise ConfigError(f"the value of '{path}' is not valid YAML: {reason}") from None
     return found
 
 
