@@ -29,7 +29,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose groups' fields are options of its own: typer reads the signature."""
     parameters = inspect.signature(command).parameters
-    groups = {name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)}
+    groups: dict[str, type[Any]] = {
+        name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)
+    }
     flat: list[inspect.Parameter] = []
     for name, parameter in parameters.items():
         if name in groups:
