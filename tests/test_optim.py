@@ -100,9 +100,17 @@ def test_matrices_are_the_linear_layers_but_the_head(model):
     assert kinds == {
         "attention.qkv.weight": (6, 0),
         "attention.out.weight": (2, 1),
-        "mlp.gate_up.weight": (2, 0),
-        "mlp.down.weight": (1, 0),
+        "mlp.gate_up.weight": (16, 0),  # 64 neurons by 8, as a head is wide
+        "mlp.down.weight": (8, 1),
     }
+
+
+def test_neurons_that_do_not_come_out_even_stay_together():
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = TransformerConfig(vocab_size=20, mask_token_id=0, intermediate_size=20, **shape)
+    names = matrix_names(DiffusionTransformer(config))
+    assert names["blocks.0.mlp.gate_up.weight"] == (2, 0)
+    assert names["blocks.0.mlp.down.weight"] == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sfumato.models.transformer import Attention, Mlp
+from sfumato.models.transformer import Block
 from sfumato.train.config import TrainOptions
 from sfumato.train.world import placed, whole
 
@@ -30,7 +30,7 @@ ADAM_LEARNING_RATE = 3e-3  # of what Muon leaves: embeddings, norms, head
 class Pieces(NamedTuple):
     """How a weight is made up of matrices that are orthogonalised each by itself."""
 
-    count: int = 1
+    number: int = 1
     axis: int = 0  # 0: one above the other, 1: side by side
 
 
@@ -67,10 +67,10 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(param)
         average = state["momentum"].lerp_(grad, 1 - group["momentum"])
         ahead = whole(grad.lerp(average, group["momentum"]))  # Nesterov
-        count, axis = group["pieces"]
-        matrices = torch.stack(ahead.chunk(count, axis)) if count > 1 else ahead
+        number, axis = group["pieces"]
+        matrices = torch.stack(ahead.chunk(number, axis)) if number > 1 else ahead
         step = orthogonal(matrices, self.dtype).to(ahead.dtype)
-        if count > 1:
+        if number > 1:
             step = torch.cat(step.unbind(), axis)
         scale = math.sqrt(max(matrices.shape[-2:]) / ahead.shape[1])
         if group["weight_decay"]:
@@ -132,8 +132,8 @@ def build_optimizers(
 def matrix_names(model: PreTrainedModel) -> dict[str, Pieces]:
     """Parameter names of the matrices that Muon takes -> the pieces it cuts them into.
 
-    A head of attention is a matrix of its own: as good, and several times cheaper than all heads
-    at once (docs/log.md).
+    A head of attention is a matrix of its own, and so are as many neurons of an MLP, if they come
+    out even: as good as whole matrices, and several times cheaper (docs/log.md).
     """
     head = model.get_output_embeddings()
     names = {
@@ -141,12 +141,15 @@ def matrix_names(model: PreTrainedModel) -> dict[str, Pieces]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
-    for name, module in model.named_modules():
-        if isinstance(module, Attention):
-            names[f"{name}.qkv.weight"] = Pieces(3 * module.heads, 0)
-            names[f"{name}.out.weight"] = Pieces(module.heads, 1)
-        elif isinstance(module, Mlp):
-            names[f"{name}.gate_up.weight"] = Pieces(2, 0)
+    for name, block in model.named_modules():
+        if isinstance(block, Block):
+            heads, width = block.attention.heads, block.attention.width
+            groups, odd = divmod(block.mlp.down.in_features, width)
+            groups = 1 if odd else groups
+            names[f"{name}.attention.qkv.weight"] = Pieces(3 * heads, 0)
+            names[f"{name}.attention.out.weight"] = Pieces(heads, 1)
+            names[f"{name}.mlp.gate_up.weight"] = Pieces(2 * groups, 0)
+            names[f"{name}.mlp.down.weight"] = Pieces(groups, 1)
     return names
 
 
