@@ -29,9 +29,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose groups' fields are options of its own: typer reads the signature."""
     parameters = inspect.signature(command).parameters
-    groups: dict[str, type[Any]] = {
-        name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)
-    }
+    kinds = {name: p.annotation for name, p in parameters.items()}
+    groups = {n: kind for n, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)}
     flat: list[inspect.Parameter] = []
     for name, parameter in parameters.items():
         if name in groups:
