@@ -20,7 +20,7 @@ seed     The recipe of the small "diffusion-llm": LayerNorm, learned positions, 
 loop     A plain loop over this package's network as a careful user tunes it by hand: AdamW at
          --rate, betas 0.9 and 0.95, bfloat16 autocast, head at masked positions only, the bound's
          weight 1 / t, or that clipped at --clip.
-sfumato  This package's trainer, `RECIPE` below.
+sfumato  This package's trainer, `RECIPE` below; compiling its blocks counts.
 """
 
 import argparse
@@ -46,7 +46,8 @@ RECIPE = {
         "lr_scheduler_type": "constant",
         "learning_rate": 0.02,
         "adam_learning_rate": 3e-3,
-        "warmup_steps": 100,
+        "warmup_steps": 50,
+        "torch_compile": True,
     },
     "evaluate": {"eval_steps": 0},
 }
