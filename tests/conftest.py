@@ -1,6 +1,7 @@
 """What every test shares: one thread, no network, and the shared data if it is there."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,10 @@ def taught_folder(taught_lm, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "taught"
     taught_lm.save(folder)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_reaches_the_tests():
+    """A shell's background jobs are born deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
