@@ -7,7 +7,6 @@ and a test all read the same stream.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -63,8 +62,8 @@ def denoise(
     times = times.to(device).expand(len(canvas.tokens), -1)
     reopens = getattr(step, "reopens", False)
     look = denoiser.leave_one_out if getattr(step, "verifies", False) else denoiser  # type: ignore[attr-defined]
-    for number, (now, then) in enumerate(pairwise(times.unbind(1))):
-        draws = rng.fold(number)
+    for number in range(times.shape[1] - 1):
+        now, then, draws = times[:, number], times[:, number + 1], rng.fold(number)
         where = step.wanted(canvas, now, then, draws)
         seen = step.told(canvas, now, draws) if hasattr(step, "told") else now  # type: ignore[attr-defined]
         logits = torch.zeros((0, 1), device=device)
