@@ -46,7 +46,7 @@ RECIPE = {
         "lr_scheduler_type": "constant",
         "learning_rate": 0.02,
         "adam_learning_rate": 3e-3,
-        "warmup_steps": 50,
+        "warmup_steps": 20,
         "torch_compile": True,
     },
     "evaluate": {"eval_steps": 0},

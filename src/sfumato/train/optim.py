@@ -68,11 +68,11 @@ class Muon(torch.optim.Optimizer):
         average = state["momentum"].lerp_(grad, 1 - group["momentum"])
         ahead = whole(grad.lerp(average, group["momentum"]))  # Nesterov
         number, axis = group["pieces"]
-        matrices = torch.stack(ahead.chunk(number, axis)) if number > 1 else ahead
-        step = orthogonal(matrices, self.dtype).to(ahead.dtype)
+        pieces = ahead.unflatten(axis, (number, -1)).movedim(axis, 0) if number > 1 else ahead
+        step = orthogonal(pieces, self.dtype).to(ahead.dtype)
         if number > 1:
-            step = torch.cat(step.unbind(), axis)
-        scale = math.sqrt(max(matrices.shape[-2:]) / ahead.shape[1])
+            step = step.movedim(0, axis).reshape(ahead.shape)
+        scale = math.sqrt(max(pieces.shape[-2:]) / ahead.shape[1])
         if group["weight_decay"]:
             param.mul_(1 - group["lr"] * group["weight_decay"])
         param.add_(placed(step, param), alpha=-group["lr"] * scale)
@@ -82,8 +82,8 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """U V' of the singular value decomposition U S V' of [..., m, n], nearly."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
-    norm = torch.linalg.matrix_norm(x.float(), keepdim=True)
-    x = (x / (SAFETY * norm).clamp_min(1e-20)).to(dtype)
+    norm = torch.linalg.matrix_norm(x, keepdim=True)
+    x = x.to(dtype) / (SAFETY * norm).clamp_min(1e-20).to(dtype)
     multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
     for a, b, c in QUINTICS:
         gram = x @ x.mT
