@@ -428,6 +428,17 @@ def test_a_filter_after_the_temperature_still_leaves_beliefs_unsharpened(order):
     torch.testing.assert_close(seen[0], wanted)
 
 
+def test_what_sharpens_is_asked_only_where_a_token_is_drawn():
+    class Looks(Temperature):
+        def __call__(self, logits, canvas, where):
+            seen.append((len(logits), int(where.sum())))
+            return super().__call__(logits, canvas, where)
+
+    seen = []
+    written(TopProbability(LINEAR), empty(3), filters=[Looks(0.5)], num_steps=4)
+    assert seen == [(3, 3)] * 4  # of 12, 9, 6 and 3 positions
+
+
 def test_temperature_0_with_one_decision_a_step_is_greedy_decoding():
     last = written(LeftToRight(LINEAR), empty(20), filters=[Temperature(0)])
     tokens = torch.full((1, 4), MASK)
