@@ -10,8 +10,8 @@ A peer without an interpreter is skipped, and said so. Each has its own environm
     python -m venv dantinox && dantinox/bin/pip install dantinox==0.4.14
 
 A lap is one optimizer step on 16 x 256 tokens. All corrupt half of the tokens on average, clip the
-gradient and step AdamW (slm388: its own Muon and AdamW). Tokens are random numbers: throughput does
-not depend on them.
+gradient and step AdamW (slm388 and sfumato: Muon and AdamW; sfumato_adamw: AdamW alone). Tokens are
+random numbers: throughput does not depend on them.
 """
 
 import sys
@@ -156,7 +156,7 @@ def dantinox(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     return {"parameters": int(paradigm.num_parameters(built[0]))}
 
 
-def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+def sfumato(shape: Shape, clock: Clock, laps: int, *, optimizer: str = "muon") -> dict[str, Any]:
     """This package: its trainer, blocks compiled, on random words of a vocabulary of this size."""
     import random
 
@@ -185,6 +185,8 @@ def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
                 "batch_size": shape.batch,
                 "max_steps": WARM_UP + laps,
                 "warmup_steps": 2,
+                "optimizer": optimizer,
+                "learning_rate": {"muon": 0.02, "adamw": 1e-3}[optimizer],
                 "torch_compile": True,
             },
             "evaluate": {"eval_steps": 0},
@@ -199,6 +201,11 @@ def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     return {"parameters": num_weights}
 
 
+def sfumato_adamw(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """This package with the optimizer of the plain loops."""
+    return sfumato(shape, clock, laps, optimizer="adamw")
+
+
 def make_race(batch: int) -> Race:
     contestants = {
         "plain": plain,
@@ -207,6 +214,7 @@ def make_race(batch: int) -> Race:
         "slm388": slm388,
         "dantinox": dantinox,
         "sfumato": sfumato,
+        "sfumato_adamw": sfumato_adamw,
     }
     return Race(
         title=f"Training, batch {batch} x 256 tokens a lap",

@@ -1,0 +1,118 @@
+"""Single parts of a step beside the obvious way to write them: one thread, alternating, medians.
+
+    python benchmarks/parts.py
+
+Milliseconds of CPU time at width 384, 6 heads, 16 rows of 256, vocabulary 8,192, bfloat16 where
+training uses it. Each pair computes the same; tests compare the results.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfumato.logits import draw_tokens
+from sfumato.models import transformer
+from sfumato.models.head import score_hidden
+from sfumato.models.transformer import Block, TransformerConfig, rotary
+from sfumato.train.optim import Muon, Pieces
+
+ROUNDS = 15
+WIDTH, HEADS, ROWS, LENGTH, VOCAB = 384, 6, 16, 256, 8192
+BF16 = torch.bfloat16
+
+
+def attention(kind: str) -> Callable[[], object]:
+    """Forward and backward of what a compiled block does over all positions."""
+    config = TransformerConfig(hidden_size=WIDTH, num_attention_heads=HEADS)
+    block = Block(config)
+    places = torch.arange(LENGTH).expand(ROWS, -1)
+    cos, sin = rotary(places, config.head_width, config.rope_theta)
+    document = places // 200
+    bias = torch.zeros(ROWS, 1, LENGTH, LENGTH, dtype=BF16)
+    bias = bias.masked_fill((document[:, :, None] != document[:, None])[:, None], -torch.inf)
+    x = torch.randn(ROWS * LENGTH, WIDTH, requires_grad=True)
+    attend = {
+        "written out": transformer.attention,
+        "torch's kernel": F.scaled_dot_product_attention,
+    }[kind]
+
+    def mix(x: Tensor) -> Tensor:
+        q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
+        return attend(q, k, v, bias).transpose(1, 2).reshape(x.shape)
+
+    compiled = torch.compile(mix)
+
+    def run() -> None:
+        with torch.autocast("cpu", BF16):
+            out = compiled(x)
+        out.backward(torch.ones_like(out))
+
+    return run
+
+
+def head(chunked: bool) -> Callable[[], object]:
+    """Cross-entropy of 2,000 positions, forward and backward."""
+    hidden = torch.randn(2000, WIDTH, requires_grad=True)
+    weight = (torch.randn(VOCAB, WIDTH) * WIDTH**-0.5).requires_grad_()
+    targets, ones = torch.randint(VOCAB, (2000,)), torch.ones(2000)
+
+    def run() -> None:
+        with torch.autocast("cpu", BF16):
+            if chunked:
+                loss = score_hidden(hidden, weight, targets, ones).value
+            else:
+                loss = F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
+        loss.backward()
+
+    return run
+
+
+def draws(grouped: bool) -> Callable[[], object]:
+    """One token each for 1,024 rows of logits, in float64 precision."""
+    logits, u = torch.randn(1024, VOCAB), torch.rand(1024, dtype=torch.float64)
+
+    def plain() -> Tensor:
+        sums = logits.double().softmax(-1).cumsum(-1)
+        return torch.searchsorted(sums, u[:, None], right=True)
+
+    return (lambda: draw_tokens(logits, u)) if grouped else plain
+
+
+def muon(cut: bool) -> Callable[[], object]:
+    """One optimizer step of one layer's attention projection, [3 x 384, 384]."""
+    weight = torch.nn.Parameter(torch.randn(3 * WIDTH, WIDTH))
+    weight.grad = torch.randn_like(weight)
+    pieces = Pieces(3 * HEADS, 0) if cut else Pieces()
+    return Muon([{"params": [weight], "pieces": pieces}], lr=0.01, dtype=BF16).step
+
+
+PARTS: dict[str, Mapping[str, Callable[[], object]]] = {
+    "attention": {kind: attention(kind) for kind in ("torch's kernel", "written out")},
+    "head": {"all logits at once": head(False), "in chunks": head(True)},
+    "draws": {"cumulative sum": draws(False), "by groups": draws(True)},
+    "Muon": {"whole matrix": muon(False), "by heads": muon(True)},
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print("| part | how | CPU ms |\n|---|---|---:|")
+    for part, ways in PARTS.items():
+        times: dict[str, list[float]] = {how: [] for how in ways}
+        for number in range(ROUNDS + 3):  # the first three compile and warm up
+            for how, run in ways.items():
+                start = time.process_time()
+                run()
+                if number >= 3:
+                    times[how].append(time.process_time() - start)
+        for how, seconds in times.items():
+            print(f"| {part} | {how} | {1e3 * median(seconds):.1f} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
