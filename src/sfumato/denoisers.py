@@ -16,10 +16,12 @@ from sfumato.models.attend import (
     Attend,
     BlockCausal,
     Causal,
+    NoisyBlocks,
     positions_from,
     row_positions,
 )
-from sfumato.models.transformer import KeyValues
+from sfumato.models.attend import Full as Whole
+from sfumato.models.cache import KeyValues
 from sfumato.types import Integrand
 
 
@@ -97,6 +99,10 @@ class Full:
     def autoregressive(self) -> "Full":
         """The same network read causally: logits at i are about token i, given all before it."""
         return replace(self, shift=True, attend=Causal())
+
+    def two_stream(self, clean: Tensor, size: int) -> "TwoStream":
+        """The same network reading every block of `size` at once, each after clean text [B, L]."""
+        return TwoStream(self.model, self.mask_id, clean, size)
 
     def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
         """Logits [N, V] at `where`, each about as if its position were masked: one wide forward.
@@ -196,6 +202,59 @@ class Full:
             attend=self.attend,
         )
         return without_mask(out.logits, self.mask_id)
+
+
+@dataclass(frozen=True)
+class TwoStream:
+    """Every block noisy in one pass, each seeing the clean text of the blocks before it.
+
+    The clean text is read once, block by block, and the noisy text attends to its keys and values
+    (BD3-LM, arXiv 2503.09573, section 3.2): L x 2L scores, and no output head on the clean half.
+    """
+
+    model: nn.Module
+    mask_id: int
+    clean: Tensor  # [B, L]
+    size: int
+
+    def score(
+        self,
+        tokens: Tensor,  # [B, L]
+        t: Tensor,  # [B, L], one time for each block
+        where: Tensor,  # [B, L] bool
+        targets: Tensor,  # [N]
+        weights: Tensor,  # [N]
+        *,
+        segments: Tensor | None = None,  # [B, L]
+        integrand: Integrand | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Full.score`; blocks count from the start of each document."""
+        if segments is None:
+            segments = torch.zeros_like(tokens)
+        positions, read, attend = positions_from(segments), None, Whole()
+        if int(positions.max()) >= self.size:  # else no document has an earlier block to see
+            read = self.model(
+                self.clean,
+                t=torch.zeros_like(t),
+                segments=segments,
+                where=torch.zeros_like(where),
+                attend=BlockCausal(self.size),
+            ).key_values
+            attend = NoisyBlocks(self.size)
+        out = self.model(
+            tokens,
+            t=t,
+            segments=segments,
+            positions=positions,
+            where=where,
+            labels=targets,
+            weights=weights,
+            excluded=(self.mask_id,),
+            integrand=integrand,
+            attend=attend,
+            past=read,
+        )
+        return out.loss, out.nll, out.correct
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,22 @@ class BlockCausal:
         return key[:, None, :] // self.size <= query[:, :, None] // self.size
 
 
+@dataclass(frozen=True)
+class NoisyBlocks:
+    """Noisy blocks beside the clean text: L positions see L clean ones, then L noisy ones.
+
+    A noisy position sees its own block, and the clean text of the blocks before it (BD3-LM, arXiv
+    2503.09573, section 3.2).
+    """
+
+    size: int
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
+        own, length = query[:, :, None] // self.size, query.shape[1]
+        clean, noisy = key[:, None, :length] // self.size, key[:, None, length:] // self.size
+        return torch.cat((clean < own, noisy == own), -1)
+
+
 ATTENDS = {"full": Full, "causal": Causal, "block_causal": BlockCausal}
 
 
