@@ -8,8 +8,10 @@ import torch
 from reference_models import network
 from torch.testing import assert_close
 
+from sfumato.corruption import Masked
 from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
+from sfumato.likelihood import any_order, exact_k
 from sfumato.models.attend import HIDDEN, BlockCausal
 from sfumato.objectives import (
     BlockDiffusion,
@@ -184,3 +186,18 @@ def test_a_curriculum_takes_its_objectives_in_turn():
 def test_a_block_has_at_least_one_token():
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         BlockDiffusion(0, masked())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_any_order_within_blocks_is_exact(size):
+    """The bound is the mean over orders within blocks: at size 1 there is one, and it is a law."""
+    model = network(attention="block_causal", block_size=size)
+    denoiser, batch = Full(model, MASK), a_batch()
+    bound = exact_k(denoiser, Masked(VOCAB, MASK), batch, RUN, samples=120)
+    orders = any_order(denoiser, Masked(VOCAB, MASK), batch, RUN, samples=60)
+    error = bound.noise.square() + orders.noise.square()
+    assert bool(((bound.nats - orders.nats).abs() < 5 * error.sqrt() + 1e-4).all())
+    if size == 1:
+        assert_close(bound.nats, orders.nats, rtol=1e-5, atol=1e-5)
+    wrong = MaskedDiffusion(MASK, Systematic(ROWS))(denoiser, batch, RUN)  # noise before a block
+    assert not torch.allclose(wrong.nll.double().sum(1), bound.nats, rtol=0.02)

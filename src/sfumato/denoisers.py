@@ -55,6 +55,12 @@ class Full:
     shift: bool = False  # an autoregressive network: its output at i is about i + 1
     attend: Attend | None = None
 
+    @property
+    def block_size(self) -> int | None:
+        """Of a network that reads block after block."""
+        attend = self.attend or getattr(self.model, "attend", None)
+        return attend.size if isinstance(attend, BlockCausal) else None
+
     def given(
         self,
         left: Tensor | None = None,
@@ -194,6 +200,10 @@ class Full:
         return before.masked_fill(starts, self.mask_id)
 
     def _network(self, tokens: Tensor, t: Tensor, segments: Tensor | None, where: Tensor) -> Tensor:
+        if self.block_size and self.left is not None:  # in training, earlier blocks are clean
+            times = t[:, None].expand(tokens.shape).clone()
+            times[:, : self.left.shape[1]] = 0
+            t = times
         out = self.model(
             self._shifted(tokens, segments),
             t=t,
