@@ -17,9 +17,9 @@ LAYERS = """
 errors rng types devices
 schedules filters logits
 corruption models data
-denoisers
+denoisers readers
 objectives steps revising
-generate likelihood testing
+generate blockwise likelihood testing
 options folders pages pipeline pipeline_hf
 evals
 train export serve

@@ -29,18 +29,18 @@ from sfumato.types import Integrand
 class Shadow:
     """Leave-one-out attention over 2L positions: the tokens, then L masks that shadow them.
 
-    Tokens see tokens. A shadow sees itself and every token but the one it stands for (WINO, arXiv
-    2507.18578). At masked positions that is the ordinary prediction. At decided ones it is the
-    prediction as if they were masked in a network of one layer; in deeper ones their neighbours
-    have seen them, and pass on some of it.
+    All see the text read before. Tokens see tokens. A shadow sees itself and every token but the
+    one it stands for (WINO, arXiv 2507.18578). At masked positions that is the ordinary prediction.
+    At decided ones it is the prediction as if they were masked in a network of one layer; in deeper
+    ones their neighbours have seen them, and pass on some of it.
     """
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
-        length = query.shape[1] // 2
+        length, before = query.shape[1] // 2, key.shape[1] - query.shape[1]
         itself = torch.eye(length, dtype=torch.bool, device=query.device)
         none = torch.zeros_like(itself)
         seen = torch.cat((torch.cat((~none, none), 1), torch.cat((~itself, itself), 1)), 0)
-        return seen[None]
+        return torch.nn.functional.pad(seen, (before, 0), value=True)[None]
 
 
 @dataclass(frozen=True)

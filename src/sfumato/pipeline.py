@@ -4,6 +4,7 @@ lm = DiffusionLM.from_pretrained("folder or hub name")
 print(lm.generate("Once upon a time").text)
 """
 
+import math
 import re
 import secrets
 from collections import deque
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sfumato.blockwise import generate_blocks
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import encode, save_tokenizer, special_ids
 from sfumato.denoisers import Cached, Full, autoregressive
@@ -28,8 +30,9 @@ from sfumato.generate import blank, generate
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, template
+from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
-from sfumato.types import Batch, Filter
+from sfumato.types import Batch, Canvas, Filter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -56,6 +59,8 @@ class DiffusionLM:
         check_tokenizer(config, tokenizer, self.special)
         self.corruption = corruption_from(config.corruption, config.vocab_size, self.special.mask)
         self.autoregressive = config.objective == "next_token"
+        # of a model that writes block after block, each after clean text
+        self.block_size = model.attend.size if isinstance(model.attend, BlockCausal) else None
         wrap = autoregressive if self.autoregressive else Full
         self.denoiser = wrap(model, self.special.mask)
         ends = {self.special.eos, self.special.pad} - {None}
@@ -235,15 +240,24 @@ class DiffusionLM:
         longest = max(map(len, given))
         most = self.model.config.max_position_embeddings
         limit = most if options.length else options.canvas or most
-        if limit - longest < (options.length or 1):
+        # whole blocks slide over a text of any length
+        room = math.inf if self.block_size and options.length else limit
+        if room - longest < (options.length or 1):
             raise ConfigError(
                 f"{longest} tokens of prompt and {options.length or 1} new ones do not fit into "
                 f"the model's {limit} positions; shorten the prompt or the length"
             )
         left = hidden = None
-        if options.length is None:
-            tokens, fixed = template(given, limit, self.special.mask)
-            rows = [(stem, slice(len(ids), limit)) for stem, ids in zip(stems, given, strict=True)]
+        if options.length is None or self.block_size:
+            width = longest + options.length if options.length else limit
+            tokens, fixed = template(given, width, self.special.mask)
+            stops = [len(ids) + options.length if options.length else limit for ids in given]
+            rows = [
+                (stem, slice(len(ids), stop))
+                for stem, ids, stop in zip(stems, given, stops, strict=True)
+            ]
+            for row, stop in enumerate(stops):
+                tokens[row, stop:], fixed[row, stop:] = self.special.filler, True
         else:
             tokens, fixed = template([[] for _ in given], options.length, self.special.mask)
             left, hidden = left_padded(given, self.special.filler)
@@ -270,6 +284,11 @@ class DiffusionLM:
             raise ConfigError(
                 "this model writes from left to right and cannot see what follows a gap; "
                 "infilling needs a diffusion model"
+            )
+        if self.block_size:
+            raise ConfigError(
+                f"this model writes blocks of {self.block_size} tokens and cannot see what follows "
+                "one; infilling needs a model of full attention"
             )
         if gap_length < 1:
             raise ConfigError(f"gap_length must be at least 1, got {gap_length}")
@@ -298,38 +317,32 @@ class DiffusionLM:
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
-        options, denoiser = task.options, self._cached(task)
-        if task.left is not None:
-            denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
         page = Page(task, 0, task.canvas, torch.where(task.canvas.fixed, 0, -1))
         yield page
         with self.inference():
-            pages = generate(
-                denoiser,
-                task.canvas,
-                task.step,
-                task.rng,
-                num_steps=options.num_steps,
-                block=options.block,
-                lookahead=options.lookahead,
-                filters=task.filters,
-            )
-            for number, canvas in enumerate(pages, 1):
+            for number, canvas in enumerate(self._canvases(task), 1):
                 before = page.canvas
                 changed = (before.tokens != canvas.tokens) | (before.noisy & ~canvas.noisy)
                 decided = torch.where(changed, number, page.decided)
                 page = Page(task, number, canvas, torch.where(canvas.noisy, -1, decided))
                 yield page
 
-    def _cached(self, task: Task) -> Full | Cached:
-        """The denoiser that writes, with a cache where the text on the left may have one."""
-        attend, options = self.model.attend, task.options
+    def _canvases(self, task: Task) -> Iterator[Canvas]:
+        options = task.options
+        shared = {"num_steps": options.num_steps, "filters": task.filters}
+        if self.block_size:
+            reader = BlockReader(self.model, self.special.mask, self.block_size)
+            ends, filler = tuple(self.reader.ends), self.special.filler
+            return generate_blocks(
+                reader, task.canvas, task.step, task.rng, **shared, ends=ends, filler=filler
+            )
+        denoiser: Full | Cached = self.denoiser
         if self.autoregressive:
-            return Cached(self.model, self.special.mask, Causal(), shift=True)
-        alone = task.left is None and not options.lookahead and not hasattr(task.step, "verifies")
-        if isinstance(attend, BlockCausal) and alone and options.block == attend.size:
-            return Cached(self.model, self.special.mask, attend)
-        return self.denoiser
+            denoiser = Cached(self.model, self.special.mask, Causal(), shift=True)
+        if task.left is not None:
+            denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
+        around = {"block": options.block, "lookahead": options.lookahead}
+        return generate(denoiser, task.canvas, task.step, task.rng, **shared, **around)
 
     def finish(self, page: Page) -> Generation:
         """Read the last page of a task."""
@@ -337,7 +350,7 @@ class DiffusionLM:
         rows = [list(self.reader.pieces(page, row)) for row in range(len(task.rows))]
         fills = tuple(tuple(p.text for p in pieces if p.tokens) for pieces in rows)
         gaps = isinstance(task.rows[0][-1], str)
-        new = float((~task.canvas.fixed).sum()) / len(rows)
+        new = float((~page.canvas.fixed).sum()) / len(rows)
         return Generation(
             texts=tuple(map("".join, fills)),
             full_texts=tuple("".join(piece.text for piece in pieces) for pieces in rows),
@@ -356,6 +369,13 @@ class DiffusionLM:
             raise ConfigError(f"canvas {canvas} is larger than the model's {largest} positions")
         if self.autoregressive:
             options = self._one_by_one(options)
+        if self.block_size:
+            if options.block not in (None, self.block_size):
+                raise ConfigError(
+                    f"this model was trained on blocks of {self.block_size} tokens, got block="
+                    f"{options.block}: leave it out"
+                )
+            options = replace(options, block=self.block_size, lookahead=False)
         known = self.model.config.vocab_size
         if any(not 0 <= i < known for i in options.suppress):
             raise ConfigError(

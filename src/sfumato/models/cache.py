@@ -76,6 +76,13 @@ class KeyValues:
             segments = torch.cat((self.segments, new.segments), 1)
         return KeyValues(layers, torch.cat((self.positions, new.positions), 1), segments)
 
+    def last(self, number: int) -> "KeyValues":
+        """Those of the last positions only."""
+        start = max(0, self.length - number)
+        layers = tuple(Before(k[:, :, start:], v[:, :, start:]) for k, v in self.layers)
+        segments = None if self.segments is None else self.segments[:, start:]
+        return KeyValues(layers, self.positions[:, start:], segments)
+
     def next_positions(self, length: int) -> Tensor:
         place = torch.arange(length, device=self.positions.device)
         last = self.positions[:, -1:] if self.length else self.positions.new_full((1, 1), -1)
@@ -106,10 +113,23 @@ class Store:
 
     layers: list[tuple[Tensor, Tensor]]  # each [B, C, H, E], made when the first keys come
     positions: Tensor  # [B, C] what each column holds, -1 where nothing is
+    tip: Tensor | None = None  # [B] how far the text is read; that very tensor marks its reader
 
     @classmethod
     def empty(cls, rows: int, columns: int, device: torch.device) -> "Store":
         return cls([], torch.full((rows, columns), -1, dtype=torch.int64, device=device))
+
+    def copy(self, lengths: Tensor) -> KeyValues | None:
+        """What has been read, as a value."""
+        used = min(int(lengths.max()), self.positions.shape[1])
+        if not used:
+            return None
+        layers = [
+            Before(k[:, :used].transpose(1, 2), v[:, :used].transpose(1, 2)) for k, v in self.layers
+        ]
+        kept = self.positions[:, :used]
+        hidden = (kept < 0) | (kept >= lengths[:, None])
+        return KeyValues(tuple(layers), kept, torch.zeros_like(kept).masked_fill(hidden, HIDDEN))
 
     def select(self, rows: Tensor) -> "Store":
         """A copy of some rows, [n] numbers or [B] bool."""
