@@ -17,7 +17,7 @@ LAYERS = """
 errors rng types devices
 schedules filters logits
 corruption models data
-denoisers readers
+denoisers readers approximate
 objectives steps revising
 generate blockwise likelihood testing
 options folders pages pipeline pipeline_hf

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sfumato.approximate import ApproximateCache
 from sfumato.blockwise import generate_blocks
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import encode, save_tokenizer, special_ids
@@ -336,9 +337,13 @@ class DiffusionLM:
             return generate_blocks(
                 reader, task.canvas, task.step, task.rng, **shared, ends=ends, filler=filler
             )
-        denoiser: Full | Cached = self.denoiser
+        denoiser: Full | Cached | ApproximateCache = self.denoiser
         if self.autoregressive:
             denoiser = Cached(self.model, self.special.mask, Causal(), shift=True)
+        elif options.approx_cache:
+            denoiser = ApproximateCache(
+                self.denoiser, options.approx_cache, refresh=options.approx_refresh
+            )
         if task.left is not None:
             denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
         around = {"block": options.block, "lookahead": options.lookahead}
@@ -363,37 +368,15 @@ class DiffusionLM:
 
     def _changed(self, changes: dict[str, Any]) -> GenerationOptions:
         options = self.options.with_changes(**changes)
-        largest = self.model.config.max_position_embeddings
-        canvas = options.canvas or largest
-        if canvas > largest:
-            raise ConfigError(f"canvas {canvas} is larger than the model's {largest} positions")
+        config = self.model.config
+        options = options.within(config.max_position_embeddings, config.vocab_size)
         if self.autoregressive:
-            options = self._one_by_one(options)
-        if self.block_size:
-            if options.block not in (None, self.block_size):
-                raise ConfigError(
-                    f"this model was trained on blocks of {self.block_size} tokens, got block="
-                    f"{options.block}: leave it out"
-                )
-            options = replace(options, block=self.block_size, lookahead=False)
-        known = self.model.config.vocab_size
-        if any(not 0 <= i < known for i in options.suppress):
-            raise ConfigError(
-                f"suppress must hold token ids from 0 to {known - 1}, got {options.suppress}"
-            )
+            options = options.one_by_one()
+        elif self.block_size:
+            options = options.in_blocks(self.block_size)
+        options.check_approximate(self.corruption, self.autoregressive or bool(self.block_size))
         seed = secrets.randbits(31) if options.seed is None else options.seed
-        return replace(options, canvas=canvas, seed=seed)
-
-    def _one_by_one(self, options: GenerationOptions) -> GenerationOptions:
-        """How an autoregressive model writes: every token after those on its left."""
-        own = {"step": "left_to_right", "num_steps": None, "block": 1}
-        for name, only in own.items():
-            if getattr(options, name) not in (None, only):
-                raise ConfigError(
-                    f"this model writes one token after another, from left to right; got "
-                    f"{name}={getattr(options, name)}: leave it out"
-                )
-        return replace(options, step="left_to_right", block=1, lookahead=False)
+        return replace(options, seed=seed)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:

@@ -83,6 +83,14 @@ class KeyValues:
         segments = None if self.segments is None else self.segments[:, start:]
         return KeyValues(layers, self.positions[:, start:], segments)
 
+    def without(self, part: slice) -> "KeyValues":
+        """Those of all positions but a part."""
+        kept = torch.ones(self.length, dtype=torch.bool, device=self.positions.device)
+        kept[part] = False
+        layers = tuple(Before(k[:, :, kept], v[:, :, kept]) for k, v in self.layers)
+        segments = None if self.segments is None else self.segments[:, kept]
+        return KeyValues(layers, self.positions[:, kept], segments)
+
     def next_positions(self, length: int) -> Tensor:
         place = torch.arange(length, device=self.positions.device)
         last = self.positions[:, -1:] if self.length else self.positions.new_full((1, 1), -1)
