@@ -104,7 +104,7 @@ class ApproximateCache:
     def _laid(self, tokens: Tensor, wanted: Tensor) -> "_Laid":
         joined, segments, at = self.full._join(tokens, None, wanted)
         if segments is None:
-            positions = row_positions(*joined.shape, joined.device)
+            positions = row_positions(joined.shape[0], joined.shape[1], joined.device)
         else:
             positions = positions_from(segments)
         start = 0 if self.full.left is None else self.full.left.shape[1]

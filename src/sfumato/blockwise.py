@@ -116,6 +116,11 @@ class _Writer:
         self, page: Canvas, memory: Mapping[str, Tensor], reader: Reader, rows: _Rows
     ) -> tuple[Canvas, Mapping[str, Tensor], Reader, _Rows]:
         """One pass over the next block of every row."""
+        finished = None
+        if reader.room > 1 and bool(rows.reading.all()):  # read it with the next one, in one pass
+            beyond = self._moved(page, rows, rows.reading, torch.zeros_like(rows.reading))
+            if not bool(beyond.reading.any()) and bool((beyond.block <= beyond.last).all()):
+                finished, rows = self._block(page, rows, {}).tokens, beyond
         before = self._block(page, rows, memory)
         groups = self._groups(before, rows)
         where = torch.zeros_like(before.noisy)
@@ -125,7 +130,7 @@ class _Writer:
             where[group.index] = self.step.wanted(*args)
             told = getattr(self.step, "told", None)
             seen[group.index] = told(group.part, group.t, group.rng) if told else group.t
-        logits, reader = self._look(reader, before.tokens, seen.float(), where, rows.reading)
+        logits, reader = self._look(reader, before.tokens, seen, where, rows.reading, finished)
         tokens, noisy, kept = before.tokens.clone(), before.noisy.clone(), {}
         owner = where.nonzero()[:, 0]
         for group in groups:
@@ -158,15 +163,33 @@ class _Writer:
         return groups
 
     def _look(
-        self, reader: Reader, tokens: Tensor, t: Tensor, where: Tensor, keep: Tensor
+        self,
+        reader: Reader,
+        tokens: Tensor,
+        t: Tensor,
+        where: Tensor,
+        keep: Tensor,
+        finished: Tensor | None,  # [R, S] the block before, not read yet
     ) -> tuple[Tensor, Reader]:
         """The network runs only if a row wants something of it."""
-        logits = torch.zeros((0, 1), device=tokens.device)
-        if getattr(self.step, "verifies", False) and bool(where.any()):
-            logits, where = reader.leave_one_out(tokens, t, where), torch.zeros_like(where)
-        if bool(where.any()) or bool(keep.any()):
+        logits, t = torch.zeros((0, 1), device=tokens.device), t[:, None].expand(tokens.shape)
+        nowhere, wanted = torch.zeros_like(where), bool(where.any())
+        verifies = getattr(self.step, "verifies", False)
+        if finished is not None:
+            keep = torch.ones_like(keep)
+            if verifies:
+                _, reader = reader.advance(finished, nowhere.double(), nowhere, keep)
+            else:
+                tokens, t = torch.cat((finished, tokens), 1), torch.cat((nowhere.double(), t), 1)
+                where = torch.cat((nowhere, where), 1)
+        if verifies:
+            if wanted:
+                logits = reader.leave_one_out(tokens, t, where)
+            if finished is None and bool(keep.any()):
+                _, reader = reader.advance(tokens, t, nowhere, keep)
+        elif wanted or bool(keep.any()):
             found, reader = reader.advance(tokens, t, where, keep)
-            logits = found if bool(where.any()) else logits
+            logits = found if wanted else logits
         return logits, reader
 
     def _stepped(

@@ -30,10 +30,16 @@ class Reader(Protocol):
     def advance(
         self, tokens: Tensor, t: Tensor, where: Tensor, keep: Tensor
     ) -> tuple[Tensor, "Reader"]:
-        """The next block of each row, tokens [B, size] at times t [B]: logits [N, V] at `where`.
+        """The next block or two of each row, tokens [B, W] at times t [B, W]: logits [N, V] at
+        `where`.
 
-        The blocks of the rows `keep` [B] are finished and clean: the new reader has read them.
+        The first block of the rows `keep` [B] is finished: the new reader has read it.
         """
+        ...
+
+    @property
+    def room(self) -> int:
+        """How many blocks of every row can be read at once, with nothing forgotten for them."""
         ...
 
     def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
@@ -74,15 +80,21 @@ class Cached:
         store.tip = lengths
         if longest <= columns:  # what follows a shorter row is hidden until it is written over
             if longest:
-                self._pass(tokens[:, :longest], nothing.float(), None, store, nothing)
+                whole = tokens[:, :longest]
+                self._pass(whole, torch.zeros_like(whole), None, store, nothing)
             return replace(self, store=store, lengths=lengths)
         store.tip = nothing
         reader = replace(self, store=store, lengths=nothing)
         for start in range(0, longest, self.size):
             part = tokens[:, start : start + self.size]
             nowhere = torch.zeros_like(part, dtype=torch.bool)
-            _, reader = reader.advance(part, nothing.float(), nowhere, start < lengths)
+            _, reader = reader.advance(part, torch.zeros_like(part), nowhere, start < lengths)
         return reader
+
+    @property
+    def room(self) -> int:
+        store, lengths = self._begun()
+        return (store.positions.shape[1] - int(lengths.max())) // self.size
 
     def advance(
         self, tokens: Tensor, t: Tensor, where: Tensor, keep: Tensor
@@ -100,7 +112,7 @@ class Cached:
         positions = Reading(store, lengths).next_positions(self.size)
         logits = self.model(
             torch.cat((tokens, torch.full_like(tokens, self.mask_id)), 1),
-            t=t,
+            t=torch.cat((t, t), 1).float(),
             segments=torch.cat((kinds, kinds), 1),
             positions=torch.cat((positions, positions), 1),
             where=torch.cat((torch.zeros_like(where), where), 1),
@@ -130,7 +142,8 @@ class Cached:
         wanted = torch.zeros_like(tokens, dtype=torch.bool) if where is None else where
         attend, past = BlockCausal(self.size), Reading(store, lengths)
         return without_mask(
-            self.model(tokens, t=t, where=wanted, attend=attend, past=past).logits, self.mask_id
+            self.model(tokens, t=t.float(), where=wanted, attend=attend, past=past).logits,
+            self.mask_id,
         )
 
 
@@ -144,7 +157,7 @@ class Reread:
     texts: tuple[Tensor, ...] = ()  # each [P]
 
     def begin(self, tokens: Tensor, lengths: Tensor) -> "Reread":
-        columns_of(self.model, self.size)
+        columns_of(self.model, self.size)  # raises where a block does not fit
         pairs = zip(tokens, lengths.tolist(), strict=True)
         return replace(self, texts=tuple(row[:length] for row, length in pairs))
 
@@ -155,15 +168,20 @@ class Reread:
         logits, texts = [], []
         for row, text in enumerate(self.texts):
             whole = torch.cat((text, tokens[row]))[None]
-            times = torch.cat((torch.zeros_like(text), t[row].expand(self.size)))[None]
+            times = torch.cat((torch.zeros_like(text), t[row]))[None]
             wanted = torch.cat((torch.zeros_like(text, dtype=torch.bool), where[row]))[None]
             positions = torch.arange(whole.shape[1], device=whole.device)[None]
             out = self.model(
                 whole, t=times.float(), where=wanted, attend=attend, positions=positions
             )
             logits.append(without_mask(out.logits, self.mask_id))
-            texts.append(whole[0] if keep[row] else text)
+            texts.append(whole[0, : len(text) + self.size] if keep[row] else text)
         return torch.cat(logits), replace(self, texts=tuple(texts))
+
+    @property
+    def room(self) -> int:
+        columns = columns_of(self.model, self.size)
+        return (columns - max(map(len, self.texts))) // self.size
 
     def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
         columns, logits = columns_of(self.model, self.size), []
@@ -181,7 +199,7 @@ class Reread:
             block, here = tokens[row : row + 1], where[row : row + 1]
             out = self.model(
                 torch.cat((block, torch.full_like(block, self.mask_id)), 1),
-                t=t[row : row + 1],
+                t=t[row : row + 1].repeat(1, 2).float(),
                 positions=torch.cat((own, own), 1),
                 where=torch.cat((torch.zeros_like(here), here), 1),
                 attend=Shadow(),
