@@ -137,7 +137,10 @@ def generate(
         else:
             times = even_times(num_steps // len(starts) + (number < num_steps % len(starts)))
         wide = [_OnPage(change, canvas, start) for change in filters]
-        pages = denoise(around, part, step, times, rng.fold(number), filters=wide)
+        rule = step
+        if hasattr(step, "within"):  # a rule that has to know where on the page the block is
+            rule = step.within(canvas, start, part.tokens.shape[1])  # type: ignore[attr-defined]
+        pages = denoise(around, part, rule, times, rng.fold(number), filters=wide)
         for part in pages:
             canvas = _paste(canvas, start, part)
             yield canvas

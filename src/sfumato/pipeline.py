@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sfumato.constrained import Span, constrain
 from sfumato.corruption import corruption_from
-from sfumato.data.tokenizer import encode, save_tokenizer, special_ids
+from sfumato.data.tokenizer import encode, save_tokenizer, special_ids, token_bytes
 from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
@@ -29,7 +30,7 @@ from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, template
 from sfumato.rng import Rng
-from sfumato.types import Batch, Filter
+from sfumato.types import Batch, Filter, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -230,7 +231,8 @@ class DiffusionLM:
         """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         options = self._changed(changes)
         prompts = _repeated(prompt, num_samples)
-        stems = [self._stem(prompt) for prompt in prompts]
+        # a grammar is kept to the letter: a space that is given is no part of the new text
+        stems = [self._stem(prompt) if options.free else prompt for prompt in prompts]
         given = [self._opening(ids) for ids in self.encode(stems)]
         longest = max(map(len, given))
         most = self.model.config.max_position_embeddings
@@ -276,7 +278,8 @@ class DiffusionLM:
         options = self._changed(changes)
         if options.length != self.options.length:
             raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
-        laid = [self._gapped(one, gap_length) for one in _repeated(text, num_samples)]
+        texts = _repeated(text, num_samples)
+        laid = [self._gapped(one, gap_length, options.free) for one in texts]
         lengths = [len(ids) for _, ids, _ in laid]
         longest, canvas = max(lengths), options.canvas or 0
         if longest > canvas:
@@ -386,12 +389,14 @@ class DiffusionLM:
                 ) from None
         return encode(self.tokenizer, list(texts))
 
-    def _gapped(self, text: str, gap_length: int) -> tuple[tuple[Part, ...], list[int], list[int]]:
+    def _gapped(
+        self, text: str, gap_length: int, free: bool
+    ) -> tuple[tuple[Part, ...], list[int], list[int]]:
         """What a text is made of; its tokens with its end, -1 in the gaps; gaps with a space."""
         given = re.split("_{4,}", text)
         if len(given) < 2:
             raise ConfigError(f"no gap in the text: mark it with {GAP}")
-        stems = [*map(self._stem, given[:-1]), given[-1]]
+        stems = [*map(self._stem, given[:-1]), given[-1]] if free else given
         first, *others = self.encode(stems)
         parts: list[Part] = [stems[0]]
         ids, spaced = self._opening(first), []
@@ -444,9 +449,35 @@ class DiffusionLM:
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
-            step=options.rule(self.corruption),
+            step=self._rule(options, rows, never),
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
         )
+
+    def _rule(
+        self, options: GenerationOptions, rows: Sequence[tuple[Part, ...]], never: frozenset[int]
+    ) -> Step:
+        """The step rule, within the grammar if there is one: every stretch is a text of it.
+
+        A text may end before its room does if ends may be written. What follows then is padding,
+        where the model has learnt it, or whatever it writes there.
+        """
+        rule, grammar = options.rule(self.corruption), options.grammar()
+        if grammar is None:
+            return rule
+        never = never | set(options.suppress)
+        words = [None if i in never else word for i, word in enumerate(self._words)]
+        ends = {self.special.eos} - never
+        text = range(self.model.config.vocab_size) if options.layout == "packed" else ()
+        after = sorted((self.reader.ends | set(text)) - never)
+        parts = [(row, part) for row, parts in enumerate(rows) for part in parts]
+        spans = [Span(row, p.start, p.stop) for row, p in parts if isinstance(p, slice)]
+        return constrain(rule, grammar.over(words, ends=tuple(ends), after=after), spans)
+
+    @cached_property
+    def _words(self) -> list[bytes | None]:
+        """The bytes of every id of the model."""
+        words = token_bytes(self.tokenizer)
+        return [*words, *[None] * (self.model.config.vocab_size - len(words))]
 
 
 def _repeated(texts: str | Sequence[str], num_samples: int) -> list[str]:

@@ -204,6 +204,38 @@ def _role(tokenizer: "PreTrainedTokenizerFast", *roles: str) -> int | None:
     return next((i for i in ids if i is not None), None)
 
 
+def token_bytes(tokenizer: "PreTrainedTokenizerFast") -> list[bytes | None]:
+    """The bytes that each token stands for, wherever it stands; None for special tokens.
+
+    Only byte-level tokenizers have such bytes: others put spaces between tokens, or take them away.
+    """
+    parts = json.loads(_backend(tokenizer).to_str())["decoder"] or {}
+    kinds = [parts.get("type"), *(part["type"] for part in parts.get("decoders", []))]
+    if kinds not in (["ByteLevel"], ["Sequence", "ByteLevel"]):
+        raise TokenizerError(
+            f"a grammar needs a byte-level tokenizer, in which a token is always the same bytes; "
+            f"this one decodes by {parts.get('type')}; use a model with a byte-level BPE"
+        )
+    byte = _bytes_by_letter()
+    words: list[bytes | None] = []
+    for token in range(len(tokenizer)):
+        spelt = str(tokenizer.convert_ids_to_tokens(token))
+        added = tokenizer.added_tokens_decoder.get(token)
+        if added is not None:
+            words.append(None if added.special else spelt.encode())
+        else:
+            words.append(bytes(byte[letter] for letter in spelt))
+    return words
+
+
+def _bytes_by_letter() -> dict[str, int]:
+    """Byte-level BPE writes a byte as the letter of its number if that can be seen (in Latin-1),
+    and others in their order as the letters from 256 on (GPT-2)."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {chr(b): b for b in seen} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
 def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """A hash of what decides which ids a text gets, and of the special ids' roles.
 
