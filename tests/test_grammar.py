@@ -53,8 +53,8 @@ def valid(pattern: str, length: int, ends: bool) -> np.ndarray:
 
 
 def over(pattern: str, ends: bool):
-    marks = {"ends": (END,), "after": (END,)} if ends else {}
-    return Grammar.regex(pattern).over(WORDS, **marks)
+    marks = {"end": END, "after": {END}} if ends else {}
+    return Grammar.regex(pattern).over(WORDS, never={MASK}, **marks)
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ def test_the_numbers_of_tokens_that_complete_a_text(pattern, ends):
 def test_tokens_that_lead_alike_are_one_class():
     words = [bytes([byte]) for byte in range(256)]
     automaton = Grammar.regex("[a-z]+[0-9]").over(words)
-    assert automaton.num_classes == 2
-    assert automaton.num_states == 3
-    assert (automaton.classes == NOWHERE).sum() == 256 - 36
+    assert automaton.num_classes == 3  # letters, digits, and a space before them
+    assert automaton.num_states == 4
+    assert (automaton.classes == NOWHERE).sum() == 256 - 37
 
 
 def test_what_follows_an_end_may_be_free():
-    automaton = Grammar.regex("ab").over(WORDS, ends=(END,), after=(0, 1, 2, 3, 4, END))
+    automaton = Grammar.regex("ab").over(WORDS, never={MASK}, end=END)
     for tail in itertools.product(range(6), repeat=2):
         assert automaton.final[automaton.after(0, [2, END, *tail])]
     assert automaton.after(0, [2, 0]) == NOWHERE
@@ -150,11 +150,14 @@ def test_which_patterns_fit_into_which():
 
 def test_bytes_of_tokens_spell_what_they_decode_to():
     tokenizer = tiny_tokenizer()
-    words = token_bytes(tokenizer)
+    words = token_bytes(tokenizer, len(tokenizer) + 2)
+    assert words[len(tokenizer) :] == [None, None]
     text = "A caf\u00e9 had a \u2603 on \t its roof.\n\u00ad\u00a0\x00\x7f"
     ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     assert b"".join(words[i] for i in ids) == text.encode()
-    assert [i for i, word in enumerate(words) if word is None] == sorted(tokenizer.all_special_ids)
+    assert [i for i, word in enumerate(words[:-2]) if word is None] == sorted(
+        tokenizer.all_special_ids
+    )
 
 
 # --- the law ---
@@ -433,7 +436,7 @@ def test_an_autoregressive_model_keeps_to_a_grammar(more):
 
 
 def test_texts_are_not_all_the_same_and_may_fill_their_room(lm, packed):
-    texts = lm.generate(num_samples=20, regex="[a-z]*", length=10, seed=0, num_steps=3).texts
+    texts = lm.generate(num_samples=20, regex="[a-z]*", length=10, seed=0, num_steps=2).texts
     assert len(set(texts)) > 10
     page = list(lm.stream(regex="[a-z]{10}|.*", length=3, suppress=(lm.special.eos,), seed=0))[-1]
     assert lm.finish(page).tokens[0] == tuple(page.canvas.tokens[0].tolist())
@@ -454,13 +457,34 @@ def test_padding_follows_a_text_of_a_padded_model(lm):
 @pytest.mark.parametrize("step", ["ancestral", "confidence", "wino", "remask_cap"])
 def test_a_row_does_not_depend_on_the_others(lm, step):
     prompts = ["The fox", "", "A caf\u00e9 had"]
-    for more in ({}, {"length": 11, "block": 4}, {"temperature": 0.7, "top_p": 0.9}):
-        options = {"step": step, "regex": "([A-Z][a-z]* ?)+", "seed": 4, "num_steps": 6, **more}
+    for more in ({"length": 11, "block": 4}, {"temperature": 0.7, "top_p": 0.9}):
+        options = {"step": step, "regex": "([A-Z][a-z]* ?)+", "seed": 4, "num_steps": 3, **more}
         together = lm.generate(prompts, **options)
         for row, prompt in enumerate(prompts):
             others = ["The"] * row + [prompt] + ["A longer one"] * (2 - row)
             assert lm.generate(others, **options).texts[row] == together.texts[row]
         assert lm.generate(prompts[:1], **options).texts == together.texts[:1]
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_space_that_is_given_is_no_part_of_the_new_text(lm, packed, layout):
+    """It goes to the model with the first new token all the same, and is shown where it was."""
+    model = lm if layout == "padded" else packed
+    fox = tuple(model.encode([" fox"])[0])
+    prompts = ["The ", "The", " ", "a  "]
+    for more in ({}, {"length": 6}, {"length": 6, "block": 3}):
+        written = model.generate(prompts, choices=["fox"], seed=0, num_steps=4, **more)
+        assert written.texts == ("fox",) * 4
+        assert written.full_texts == ("The fox", "Thefox", " fox", "a  fox")
+    again = model.generate("The ", choices=["fox"], seed=0, num_samples=30, length=4, num_steps=1)
+    assert fox in again.tokens
+    for page in model.stream("The ", choices=["fox"], seed=0, step="left_to_right"):
+        assert model.show(page).startswith("The ")
+        pieces = model.reader.pieces(page, 0, by_step=True)
+        assert "".join(piece.text for piece in pieces) in ("The ", "The f", "The fo", "The fox")
+    filled = model.infill(["a ____ or____ ____."], choices=["fox"], gap_length=2, seed=1)
+    assert filled.fills == (("fox", "fox", "fox"),)
+    assert filled.text == "a fox orfox fox."
 
 
 def test_pages_on_the_way_show_text_and_noise(lm):
@@ -510,7 +534,7 @@ def test_options_make_the_same_texts_again(lm, tmp_path):
 )
 def test_a_request_that_cannot_be_met_is_refused_before_it_starts(lm, request_, message):
     if "suppress" in request_:
-        letters = [i for i, word in enumerate(lm._words) if word and b"q" in word]
+        letters = [i for i, word in enumerate(words(lm)) if word and b"q" in word]
         request_ = {**request_, "suppress": tuple(letters)}
     with pytest.raises(ConfigError, match=message):
         lm.start("", **request_)
@@ -518,14 +542,18 @@ def test_a_request_that_cannot_be_met_is_refused_before_it_starts(lm, request_, 
 
 def test_a_gap_that_cannot_be_filled_exactly_is_refused(lm):
     with pytest.raises(ConfigError, match=r"exactly 4 tokens.* gap; use gap_length=3"):
-        lm.infill("a ____ b", regex="(...)*[Q]{3}|Q{9}", gap_length=4, suppress=not_letters(lm))
+        lm.infill("a____ b", regex="(...)*[Q]{3}|Q{9}", gap_length=4, suppress=not_letters(lm))
     with pytest.raises(ConfigError, match=r"has 3 tokens.*room for 2: use a length, or"):
-        lm.infill("a ____ b", choices=["QQQ"], gap_length=2)
+        lm.infill("a____ b", choices=["QQQ"], gap_length=2)
+
+
+def words(lm):
+    return token_bytes(lm.tokenizer, lm.model.config.vocab_size)
 
 
 def not_letters(lm) -> tuple[int, ...]:
     """All tokens but those of one letter."""
-    return tuple(i for i, word in enumerate(lm._words) if word is None or len(word) > 1)
+    return tuple(i for i, word in enumerate(words(lm)) if word is None or len(word) > 1)
 
 
 def test_other_tokenizers_are_refused_by_what_they_lack(lm):
@@ -538,7 +566,7 @@ def test_other_tokenizers_are_refused_by_what_they_lack(lm):
     )
     tokenizer.backend_tokenizer.decoder = decoders.Metaspace()
     with pytest.raises(ValueError, match="needs a byte-level tokenizer"):
-        token_bytes(tokenizer)
+        token_bytes(tokenizer, 400)
 
 
 # --- schemas ---

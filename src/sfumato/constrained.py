@@ -9,7 +9,7 @@ The law is that of independent positions given the grammar, not the model's join
 grammar: with few positions a step the two are close.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -36,33 +36,31 @@ class Span:
     row: int
     begin: int
     end: int
+    state: int = 0  # of the automaton before it
 
 
 def constrain(step: Step, automaton: Automaton, spans: Sequence[Span]) -> "Constrained":
     """The rule within a grammar, if every span has room for a text of it."""
     longest = max(span.end - span.begin for span in spans)
-    most = longest + automaton.num_states
-    ahead = automaton.completable(most)
-    rooms = ahead[:, 0].nonzero()[0]
-    if not len(rooms):
-        raise ConfigError(
-            "no sequence of the tokens that may be written spells a text of the grammar; suppress "
-            "fewer tokens, or allow other texts"
-        )
+    ahead = automaton.completable(longest + automaton.num_states)
     for span in spans:
-        room = span.end - span.begin
-        if ahead[room, 0]:
-            continue
+        room, rooms = span.end - span.begin, ahead[:, span.state].nonzero()[0]
+        if not len(rooms):
+            raise ConfigError(
+                "no sequence of the tokens that may be written spells a text of the grammar; "
+                "suppress fewer tokens, or allow other texts"
+            )
         if room < rooms[0]:
             raise ConfigError(
                 f"the shortest text of the grammar has {rooms[0]} tokens, and there is room for "
                 f"{room}: use a length, or a gap_length, of at least {rooms[0]}"
             )
-        nearest = rooms[np.abs(rooms - room).argmin()]
-        raise ConfigError(
-            f"no text of the grammar has exactly {room} tokens, as many as the gap; use "
-            f"gap_length={nearest}"
-        )
+        if not ahead[room, span.state]:
+            nearest = rooms[np.abs(rooms - room).argmin()]
+            raise ConfigError(
+                f"no text of the grammar has exactly {room} tokens, as many as the gap; use "
+                f"gap_length={nearest}"
+            )
     return Constrained(step, automaton, tuple(spans), ahead[: longest + 1])
 
 
@@ -100,7 +98,7 @@ class Constrained:
             if low < high:
                 found.append((span.row, low - start, high - start))
                 written = page.tokens[span.row, span.begin : low].tolist()
-                states.append(self.automaton.after(0, written))
+                states.append(self.automaton.after(span.state, written))
                 goals.append(self.ahead[span.end - high])
         if not found:
             return replace(self, block=None)
@@ -178,51 +176,64 @@ class _Draw:
 
     def of(self, logits: Tensor, sharp: Sharp, rng: Rng) -> tuple[Tensor, Tensor]:
         """Logits given the grammar [N, V], by which rules judge, and a text of it [B, W]."""
-        plain = self.lifted(logits)
+        plain = self.live(logits)
         mass = self.mass(plain)
         beliefs = self.chains.believe(mass)
-        known = self.spread(self.logs(beliefs.ratios(), mass))
-        given = plain + known
+        given = plain + self.spread(self.logs(beliefs.ratios(), mass))
+        judged = self.back(given, logits)
         if sharp.greedy:
             best = self.chains.likeliest(self.scores(plain))
-            return given, self.written(most_likely, plain, best)
+            return judged, self.written(most_likely, plain, best)
         drawn = plain
         if sharp.filters:
-            possible = plain.masked_fill(given == -torch.inf, -torch.inf)
-            sharpened = Sharp(possible, self.where, self.canvas, sharp.filters).at(self.where)
-            drawn = self.lifted(sharpened)
-            beliefs = self.chains.believe(self.mass(drawn))
+            possible = self.back(plain.masked_fill(given == -torch.inf, -torch.inf), logits)
+            drawn = self.live(
+                Sharp(possible, self.where, self.canvas, sharp.filters).at(self.where)
+            )
+            beliefs = self.chains.believe(self.mass(drawn), beliefs)
         u = rng.fold(_WAYS).uniform(2, self.where.shape[1]).cpu().numpy()
         rows, places = self.at
         ways = beliefs.draw(u[rows, 0, places])
-        again = torch.from_numpy(u[rows, 1, places][self.open]).to(logits.device)
-        return given, self.written(lambda part: draw_tokens(part, again), drawn, ways)
+        again = self.tensor(u[rows, 1, places][self.open])
+        return judged, self.written(lambda part: draw_tokens(part, again), drawn, ways)
 
-    def lifted(self, logits: Tensor) -> Tensor:
-        """Logits less the best of a token that the grammar knows, and none of these below FLOOR:
-        where filters leave nothing that is valid, the grammar comes first."""
-        best = logits[:, self.order].amax(1, keepdim=True)
-        if bool(best.isnan().any()):
-            raise ConfigError("the logits are not numbers; check the model")
-        best = best.masked_fill(best == -torch.inf, 0.0)
-        return (logits - best).clamp_min(FLOOR)
+    def tensor(self, values: Any) -> Tensor:
+        return torch.from_numpy(values).to(self.where.device)
 
     @cached_property
     def order(self) -> Tensor:
-        return torch.from_numpy(self.automaton.order).to(self.where.device)
+        """[M] the tokens that the grammar knows, class after class."""
+        return self.tensor(self.automaton.order)
 
-    def by_class(self, values: Tensor, over: np.ufunc) -> Floats:
-        """Values [N, V] of tokens summed up, or their largest, by class: [N, C]."""
-        live = values[:, self.order].double().cpu().numpy()
-        return over.reduceat(live, self.automaton.order_start, axis=1)
+    @cached_property
+    def classes(self) -> Tensor:
+        """[M] their classes."""
+        return self.tensor(self.automaton.classes)[self.order]
 
-    def mass(self, lifted: Tensor) -> Floats:
+    def live(self, logits: Tensor) -> Tensor:
+        """Logits [N, V] -> of the tokens that the grammar knows [N, M], the best of them 0, none
+        below FLOOR: where filters leave nothing that is valid, the grammar comes first."""
+        logits = logits[:, self.order].float()
+        best = logits.amax(1, keepdim=True)
+        if bool(best.isnan().any()):
+            raise ConfigError("the logits are not numbers; check the model")
+        return logits.sub_(best.masked_fill_(best == -torch.inf, 0.0)).clamp_min_(FLOOR)
+
+    def back(self, live: Tensor, like: Tensor) -> Tensor:
+        """Of those tokens [N, M] -> of all [N, V]."""
+        whole = torch.full(like.shape, -torch.inf, device=like.device)
+        return whole.index_copy_(1, self.order, live)
+
+    def mass(self, live: Tensor) -> Floats:
         """The weight of each class [K, n, C]; of a decided position, all on its token's."""
-        found = self.by_class(lifted.double().exp(), np.add)
+        starts = self.automaton.order_start
+        found = np.add.reduceat(live.exp().cpu().numpy(), starts, axis=1, dtype=np.float64)
         return self.filled(found, 0.0, 1.0)
 
-    def scores(self, lifted: Tensor) -> Floats:
-        return self.filled(self.by_class(lifted, np.maximum), -np.inf, 0.0)
+    def scores(self, live: Tensor) -> Floats:
+        """The best logit of each class, [K, n, C]."""
+        found = np.maximum.reduceat(live.cpu().numpy(), self.automaton.order_start, axis=1)
+        return self.filled(found.astype(np.float64), -np.inf, 0.0)
 
     def filled(self, found: Floats, none: float, all_: float) -> Floats:
         """Of classes [N, C] -> of positions [K, n, C], decided ones included."""
@@ -243,21 +254,17 @@ class _Draw:
             return np.log(ratios)
 
     def spread(self, logs: Floats) -> Tensor:
-        """By classes [K, n, C] -> by tokens [N, V]; -inf for what is not in the grammar."""
+        """Of classes [K, n, C] -> of the tokens that the grammar knows [N, M]."""
         known = self.numbers >= 0
-        table = np.full((int(self.where.sum()), logs.shape[-1] + 1), -np.inf, dtype=np.float32)
-        table[self.numbers[known], :-1] = logs[known]
-        classes = torch.from_numpy(self.automaton.classes).to(self.where.device)
-        return torch.from_numpy(table).to(self.where.device)[:, classes]
+        table = np.full((int(self.where.sum()), logs.shape[-1]), -np.inf, dtype=np.float32)
+        table[self.numbers[known]] = logs[known]
+        return self.tensor(table)[:, self.classes]
 
-    def written(self, pick: Any, lifted: Tensor, ways: Ints) -> Tensor:
-        """The text [B, W]: at every open position a token of its set, by `pick` of [n, V]."""
-        device = self.where.device
-        numbers = torch.from_numpy(self.numbers[self.open]).to(device)
-        member = torch.from_numpy(np.pad(self.automaton.edges.member, ((0, 0), (0, 1))))
-        allowed = member.to(device)[torch.from_numpy(ways[self.open]).to(device)]
-        allowed = allowed[:, torch.from_numpy(self.automaton.classes).to(device)]
+    def written(self, pick: Callable[[Tensor], Tensor], live: Tensor, ways: Ints) -> Tensor:
+        """The text [B, W]: at every open position a token of its set, by `pick` of [n, M]."""
+        sets, numbers = self.tensor(ways[self.open]), self.tensor(self.numbers[self.open])
+        allowed = self.tensor(self.automaton.edges.member)[sets][:, self.classes]
         tokens = self.canvas.tokens.clone()
-        at = tuple(torch.from_numpy(x[self.open]).to(device) for x in self.at)
-        tokens[at] = pick(lifted[numbers].masked_fill(~allowed, -torch.inf))
+        at = tuple(self.tensor(place[self.open]) for place in self.at)
+        tokens[at] = self.order[pick(live[numbers].masked_fill_(~allowed, -torch.inf))]
         return tokens

@@ -10,7 +10,7 @@ Letters: Q states, V tokens, C classes, E edges (pairs of states that some class
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ Bools = NDArray[np.bool_]
 LARGEST = 2**26  # entries of a table: 256 MB of int32
 ASCII = {r"\d": "[0-9]", r"\w": "[0-9A-Za-z_]", r"\s": r"[ \t\n\r\f\v]"}
 STOP = "\U0010ffff"  # no character
+SPACED = 1  # the state of an automaton before a space and then a text
 NOWHERE = -1  # where a class that a state does not allow leads
 
 
@@ -65,18 +66,26 @@ class Grammar:
         self,
         words: Sequence[bytes | None],  # [V] the bytes of each token; None: never written
         *,
-        ends: Sequence[int] = (),
-        after: Sequence[int] = (),
+        never: Set[int] = frozenset(),
+        end: int | None = None,
+        after: Set[int] | None = None,
     ) -> "Automaton":
-        """The automaton over these tokens.
+        """The automaton over these tokens, of which some are `never` written.
 
-        With `ends`, a text may be shorter than its room: from an accepting state these tokens lead
-        into a last state, in which any of `after` may follow.
+        With an `end`, a text may be shorter than its room: from an accepting state this token leads
+        into a last state, in which any of `after` may follow (None: any token). State 1 is that
+        before a space and then a text: a space that is given may be left to the token behind it.
         """
-        columns, classes = _columns(self.table, words)
-        final = self.final
-        if ends:
-            columns, classes = _with_end(columns, classes, final, list(ends), list(after))
+        words = [None if token in never else word for token, word in enumerate(words)]
+        space = np.full((1, 256), NOWHERE)
+        space[0, ord(" ")] = 0
+        table = np.vstack((self.table[:1], space, self.table[1:]))
+        table[table > 0] += 1
+        final = np.insert(self.final, 1, False)
+        columns, classes = _columns(table, words)
+        if end is not None and end not in never:
+            later = (set(range(len(words))) if after is None else after) - never
+            columns, classes = _with_end(columns, classes, final, end, sorted(later))
             final = np.append(final, True)
         return Automaton.trimmed(columns.T, classes, final)
 
@@ -200,31 +209,25 @@ def _columns(table: Ints, words: Sequence[bytes | None]) -> tuple[Ints, Ints]:
 
 
 def _with_end(
-    columns: Ints, classes: Ints, final: Bools, ends: list[int], after: list[int]
+    columns: Ints, classes: Ints, final: Bools, end: int, after: list[int]
 ) -> tuple[Ints, Ints]:
-    """One more state, the last: final states lead there by `ends`, and it to itself by `after`."""
+    """One more state, the last: final states lead there by `end`, and it to itself by `after`."""
     last = len(final)
-    columns = np.column_stack((columns, np.full(len(columns), NOWHERE)))
-    # every class in two kinds, without and with a place after the end; one more for tokens of none
-    columns = np.vstack((columns, np.full((1, last + 1), NOWHERE)))
+    columns = np.pad(columns, ((0, 1), (0, 1)), constant_values=NOWHERE)  # also tokens of no class
     count = len(columns)
-    columns = np.vstack((columns, columns))
+    columns = np.vstack((columns, columns))  # every class twice: what may follow an end is apart
     columns[count:, last] = last
     classes = np.where(classes == NOWHERE, count - 1, classes)
     classes[after] += count
-    ending = np.append(np.where(final, last, NOWHERE), NOWHERE)
-    closing = ending.copy()
-    closing[last] = last
-    columns = np.vstack((columns, ending, closing))
-    classes[ends] = 2 * count
-    classes[[end for end in ends if end in set(after)]] = 2 * count + 1
-    return columns, classes
+    ending = np.append(np.where(final, last, NOWHERE), last if end in after else NOWHERE)
+    classes[end] = len(columns)
+    return np.vstack((columns, ending)), classes
 
 
 @dataclass(frozen=True, eq=False)
 class Automaton:
-    """A grammar over tokens. Every state and class is useful: on some way from the first state,
-    0, to a final one."""
+    """A grammar over tokens. Every state and class is useful: on some way to a final state from
+    the first, 0, or from SPACED, before a space and then a text."""
 
     table: Ints  # [Q, C] the next state, or NOWHERE
     classes: Ints  # [V] the class of each token, or NOWHERE
@@ -232,13 +235,13 @@ class Automaton:
 
     @classmethod
     def trimmed(cls, table: Ints, classes: Ints, final: Bools) -> "Automaton":
-        """Only what is useful of a table; state 0 stays, also where nothing is."""
+        """Only what is useful of a table; the two first states stay, also where nothing is."""
         ways = np.zeros((len(table), len(table)), dtype=np.bool_)
         source, label = (table != NOWHERE).nonzero()
         ways[source, table[source, label]] = True
-        forward = _closure(ways, np.arange(len(table)) == 0)
+        forward = _closure(ways, np.arange(len(table)) <= SPACED)
         useful = forward & _closure(ways.T, final)
-        useful[0] = True
+        useful[: SPACED + 1] = True
         renamed = np.append(np.where(useful, np.cumsum(useful) - 1, NOWHERE), NOWHERE)
         table = renamed[table[useful]]
         present = np.isin(np.arange(table.shape[1]), classes)
@@ -285,7 +288,9 @@ class Automaton:
         found[0] = self.final
         edges = self.edges
         for number in range(count):
-            np.logical_or.at(found[number + 1], edges.source, found[number][edges.target])
+            ahead = found[number][edges.target]
+            some = np.logical_or.reduceat(ahead, edges.source_start) if len(ahead) else ahead
+            found[number + 1, edges.sources] = some
         return found
 
 
@@ -303,18 +308,21 @@ class Edges:
     """Pairs of states that tokens connect, sorted by source, and the sets of classes that do;
     and in which order, and from where on, they are summed up."""
 
-    source: Ints  # [E]
     target: Ints  # [E]
     sets: Ints  # [E] the set of each edge
-    fan: Ints  # [Q, D] the edges that leave each state, filled up with E
-    member: Bools  # [S, C]
-    sources: Ints  # states with edges, and where theirs start
+    sources: Ints | slice  # states with edges, and where theirs start
     source_start: Ints
-    to_target: Ints  # [E] edges sorted by target
-    targets: Ints
-    target_start: Ints
-    to_set: Ints  # [E] edges sorted by set
+    source_to_target: Ints  # [E] sources in the order of targets, sets in this order,
+    sets_to_target: Ints  # [E]
+    targets: Ints | slice  # the states that edges lead to,
+    target_start: Ints  # and where theirs start in it
+    source_to_set: Ints  # [E] the same by sets
+    target_to_set: Ints  # [E]
     set_start: Ints  # [S]
+    fan_sets: Ints  # [Q, D] the edges that leave each state: their sets,
+    fan_target: Ints  # [Q, D] their targets,
+    fan_real: Bools  # [Q, D] and whether there are so many
+    member: Bools  # [S, C]
     pair_class: Ints  # classes of the sets, set after set
     pair_start: Ints  # [S]
     class_pair: Ints  # sets of the classes, class after class
@@ -334,37 +342,44 @@ class Edges:
             member[number, np.frombuffer(spelt, labels.dtype)] = True
         source, target = pairs // len(table), pairs % len(table)
         degree = np.bincount(source, minlength=len(table))
-        fan = np.full((len(table), max(int(degree.max(initial=0)), 1)), len(pairs))
-        fan[source, np.arange(len(pairs)) - (np.cumsum(degree) - degree)[source]] = np.arange(
-            len(pairs)
-        )
+        shape = (len(table), max(int(degree.max(initial=0)), 1))
+        fan_sets, fan_target = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        fan_real = np.arange(shape[1]) < degree[:, None]
+        fan_sets[fan_real], fan_target[fan_real] = sets, target
         sources, source_start = np.unique(source, return_index=True)
-        to_target, targets, target_start = _sorted_by(target)
-        to_set, _, set_start = _sorted_by(sets)
+        by_target, by_set = np.argsort(target, kind="stable"), np.argsort(sets, kind="stable")
         of_set, pair_class = member.nonzero()
         of_class, class_pair = member.T.nonzero()
         return cls(
-            source=source,
             target=target,
             sets=sets,
-            fan=fan,
-            member=member,
-            sources=sources,
+            sources=_slice(sources),
             source_start=source_start,
-            to_target=to_target,
-            targets=targets,
-            target_start=target_start,
-            to_set=to_set,
-            set_start=set_start,
+            source_to_target=source[by_target],
+            sets_to_target=sets[by_target],
+            target_start=_starts(target[by_target]),
+            targets=_slice(np.unique(target)),
+            source_to_set=source[by_set],
+            target_to_set=target[by_set],
+            set_start=_starts(sets[by_set]),
+            fan_sets=fan_sets,
+            fan_target=fan_target,
+            fan_real=fan_real,
+            member=member,
             pair_class=pair_class,
-            pair_start=np.unique(of_set, return_index=True)[1],
+            pair_start=_starts(of_set),
             class_pair=class_pair,
-            class_start=np.unique(of_class, return_index=True)[1],
+            class_start=_starts(of_class),
         )
 
 
-def _sorted_by(keys: Ints) -> tuple[Ints, Ints, Ints]:
-    """The order of edges by keys [E], the keys that there are, and where each starts in it."""
-    order = np.argsort(keys, kind="stable")
-    present, starts = np.unique(keys[order], return_index=True)
-    return order, present, starts
+def _slice(states: Ints) -> Ints | slice:
+    """States as a slice if they are neighbours, which is faster."""
+    if len(states) and states[-1] - states[0] == len(states) - 1:
+        return slice(int(states[0]), int(states[-1]) + 1)
+    return states
+
+
+def _starts(keys: Ints) -> Ints:
+    """Where each of some sorted keys starts."""
+    return np.unique(keys, return_index=True)[1]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sfumato.constrained import Span, constrain
+from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import encode, save_tokenizer, special_ids, token_bytes
 from sfumato.denoisers import Cached, Full, autoregressive
@@ -28,7 +28,7 @@ from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.options import GenerationOptions, write_generation_config
-from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, template
+from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
 from sfumato.rng import Rng
 from sfumato.types import Batch, Filter, Step
 
@@ -231,8 +231,8 @@ class DiffusionLM:
         """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         options = self._changed(changes)
         prompts = _repeated(prompt, num_samples)
-        # a grammar is kept to the letter: a space that is given is no part of the new text
-        stems = [self._stem(prompt) if options.free else prompt for prompt in prompts]
+        stems = [self._stem(prompt) for prompt in prompts]
+        shown = stems if options.free else prompts
         given = [self._opening(ids) for ids in self.encode(stems)]
         longest = max(map(len, given))
         most = self.model.config.max_position_embeddings
@@ -245,14 +245,14 @@ class DiffusionLM:
         left = hidden = None
         if options.length is None:
             tokens, fixed = template(given, limit, self.special.mask)
-            rows = [(stem, slice(len(ids), limit)) for stem, ids in zip(stems, given, strict=True)]
+            rows = [(one, slice(len(ids), limit)) for one, ids in zip(shown, given, strict=True)]
         else:
             tokens, fixed = template([[] for _ in given], options.length, self.special.mask)
             left, hidden = left_padded(given, self.special.filler)
-            rows = [(stem, slice(0, options.length)) for stem in stems]
+            rows = [(one, slice(0, options.length)) for one in shown]
         # a text may end, and contains no other special token
         never = self.never - self.reader.ends
-        spaced = [[row[1].start] * (p != row[0]) for p, row in zip(prompts, rows, strict=True)]
+        spaced = [[r[1].start] * (p != s) for p, s, r in zip(prompts, stems, rows, strict=True)]
         task = self._task(options, rows, tokens, fixed, spaced, never, filters)
         if left is None or hidden is None or not left.shape[1]:
             return task
@@ -396,13 +396,14 @@ class DiffusionLM:
         given = re.split("_{4,}", text)
         if len(given) < 2:
             raise ConfigError(f"no gap in the text: mark it with {GAP}")
-        stems = [*map(self._stem, given[:-1]), given[-1]] if free else given
+        stems = [*map(self._stem, given[:-1]), given[-1]]
+        shown = stems if free else given
         first, *others = self.encode(stems)
-        parts: list[Part] = [stems[0]]
+        parts: list[Part] = [shown[0]]
         ids, spaced = self._opening(first), []
-        for before, after, tokens in zip(given, stems[1:], others, strict=False):
-            spaced += [len(ids)] * (parts[-1] != before)
-            parts += [slice(len(ids), len(ids) + gap_length), after]
+        for number, tokens in enumerate(others):
+            spaced += [len(ids)] * (stems[number] != given[number])
+            parts += [slice(len(ids), len(ids) + gap_length), shown[number + 1]]
             ids = [*ids, *[-1] * gap_length, *tokens]
         return tuple(parts), [*ids, self.special.eos], spaced
 
@@ -410,7 +411,7 @@ class DiffusionLM:
         """A text without the space at its end, which is left to the token that follows.
 
         Most tokenizers write it together with the next word, so a model has hardly ever seen it
-        alone.
+        alone. Within a grammar it is shown with the given text all the same: new text is a match.
         """
         return text[:-1] if text.endswith(" ") and bool(self._spaced.any()) else text
 
@@ -444,40 +445,38 @@ class DiffusionLM:
         for row, places in enumerate(spaced):
             at[row, places] = True
         own = (Allowed(at, self._spaced),) if any(spaced) else ()
+        led = {(row, place) for row, places in enumerate(spaced) for place in places}
         return Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
-            step=self._rule(options, rows, never),
+            step=self._rule(options, rows, led, never),
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
+            led=frozenset() if options.free else frozenset(led),
         )
 
     def _rule(
-        self, options: GenerationOptions, rows: Sequence[tuple[Part, ...]], never: frozenset[int]
+        self,
+        options: GenerationOptions,
+        rows: Sequence[tuple[Part, ...]],
+        led: set[tuple[int, int]],
+        never: frozenset[int],
     ) -> Step:
-        """The step rule, within the grammar if there is one: every stretch is a text of it.
+        """The step rule, within the grammar if there is one.
 
-        A text may end before its room does if ends may be written. What follows then is padding,
-        where the model has learnt it, or whatever it writes there.
+        Behind the end of a text comes padding, where the model has learnt it, or anything.
         """
         rule, grammar = options.rule(self.corruption), options.grammar()
         if grammar is None:
             return rule
-        never = never | set(options.suppress)
-        words = [None if i in never else word for i, word in enumerate(self._words)]
-        ends = {self.special.eos} - never
-        text = range(self.model.config.vocab_size) if options.layout == "packed" else ()
-        after = sorted((self.reader.ends | set(text)) - never)
-        parts = [(row, part) for row, parts in enumerate(rows) for part in parts]
-        spans = [Span(row, p.start, p.stop) for row, p in parts if isinstance(p, slice)]
-        return constrain(rule, grammar.over(words, ends=tuple(ends), after=after), spans)
-
-    @cached_property
-    def _words(self) -> list[bytes | None]:
-        """The bytes of every id of the model."""
-        words = token_bytes(self.tokenizer)
-        return [*words, *[None] * (self.model.config.vocab_size - len(words))]
+        automaton = grammar.over(
+            token_bytes(self.tokenizer, self.model.config.vocab_size),
+            never={*never, *options.suppress},
+            end=self.special.eos,
+            after=self.reader.ends if options.layout == "padded" else None,
+        )
+        return constrain(rule, automaton, spans(rows, led))
 
 
 def _repeated(texts: str | Sequence[str], num_samples: int) -> list[str]:

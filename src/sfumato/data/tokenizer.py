@@ -204,8 +204,9 @@ def _role(tokenizer: "PreTrainedTokenizerFast", *roles: str) -> int | None:
     return next((i for i in ids if i is not None), None)
 
 
-def token_bytes(tokenizer: "PreTrainedTokenizerFast") -> list[bytes | None]:
-    """The bytes that each token stands for, wherever it stands; None for special tokens.
+def token_bytes(tokenizer: "PreTrainedTokenizerFast", size: int) -> list[bytes | None]:
+    """The bytes that ids from 0 to size - 1 stand for, wherever they stand; None for special
+    tokens and for ids without one.
 
     Only byte-level tokenizers have such bytes: others put spaces between tokens, or take them away.
     """
@@ -217,14 +218,15 @@ def token_bytes(tokenizer: "PreTrainedTokenizerFast") -> list[bytes | None]:
             f"this one decodes by {parts.get('type')}; use a model with a byte-level BPE"
         )
     byte = _bytes_by_letter()
-    words: list[bytes | None] = []
-    for token in range(len(tokenizer)):
-        spelt = str(tokenizer.convert_ids_to_tokens(token))
-        added = tokenizer.added_tokens_decoder.get(token)
-        if added is not None:
-            words.append(None if added.special else spelt.encode())
-        else:
-            words.append(bytes(byte[letter] for letter in spelt))
+    spelt = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    words: list[bytes | None] = [None] * size
+    for token, letters in enumerate(spelt):
+        # what was added to the vocabulary is spelt as it is, if there is a letter that is no byte
+        known = all(letter in byte for letter in letters)
+        words[token] = bytes(map(byte.__getitem__, letters)) if known else letters.encode()
+    for token, added in tokenizer.added_tokens_decoder.items():
+        if added.special:
+            words[token] = None
     return words
 
 
