@@ -153,8 +153,8 @@ class _Draw:
 
     @cached_property
     def chains(self) -> Chains:
-        one = self.block.chains
-        return Chains(one.automaton, *(x[self.rows] for x in (one.start, one.goal, one.inside)))
+        every, rows = self.block.chains, self.rows
+        return Chains(self.automaton, every.start[rows], every.goal[rows], every.inside[rows])
 
     @cached_property
     def at(self) -> tuple[Ints, Ints]:

@@ -288,9 +288,9 @@ class Automaton:
         found[0] = self.final
         edges = self.edges
         for number in range(count):
-            ahead = found[number][edges.target]
-            some = np.logical_or.reduceat(ahead, edges.source_start) if len(ahead) else ahead
-            found[number + 1, edges.sources] = some
+            ahead, now = found[number][edges.target], found[number + 1]
+            if len(ahead):
+                now[edges.sources] = np.logical_or.reduceat(ahead, edges.source_start)
         return found
 
 

@@ -12,7 +12,7 @@ that the sums of what can be reached never all vanish: a way through is found wh
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from sfumato.grammar import Automaton, Bools, Ints
 
 Floats = NDArray[np.float64]
-Array = TypeVar("Array", Floats, Bools)
 
 TINY = np.finfo(np.float64).tiny
 FLOOR = -80.0  # log of the smallest weight, relative to the largest: a float32 can be so small
@@ -99,7 +98,7 @@ class Chains:
         edges = self.automaton.edges
         state, rows = self.start, np.arange(len(self.start))
         sets = np.zeros(self.inside.shape, dtype=np.int64)
-        for place in range(sets.shape[1]):
+        for place in range(len(self.whole)):
             picked = pick(rows[:, None], place, state)
             sets[:, place] = edges.fan_sets[state, picked]
             state = np.where(self.inside[:, place], edges.fan_target[state, picked], state)
@@ -108,7 +107,7 @@ class Chains:
     @cached_property
     def whole(self) -> list[bool]:
         """Whether a position is inside of all chains."""
-        return self.inside.all(0).tolist()
+        return [bool(column.all()) for column in self.inside.T]
 
     def _first(self) -> Floats:
         states = np.arange(self.automaton.num_states)
@@ -118,7 +117,7 @@ class Chains:
         """n + 1 of [K, Q], the states that may be reached by classes of sets `some` [n, K, S]."""
         edges = self.automaton.edges
         reach = [self._first() > 0]
-        anything = some.all((1, 2)).tolist()
+        anything = [bool(part.all()) for part in some]
         for place in range(len(some)):
             over = reach[-1].take(edges.source_to_target, 1)
             if not anything[place]:
@@ -128,7 +127,7 @@ class Chains:
             reach.append(self._kept(place, ahead, reach[-1]))
         return reach
 
-    def _kept(self, place: int, new: Array, old: Array) -> Array:
+    def _kept(self, place: int, new: NDArray[Any], old: NDArray[Any]) -> NDArray[Any]:
         return new if self.whole[place] else np.where(self.inside[:, place, None], new, old)
 
     def _sums(self, mass: Floats, over: np.ufunc) -> Floats:
