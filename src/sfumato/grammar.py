@@ -330,7 +330,7 @@ class Edges:
 
     @classmethod
     def of(cls, table: Ints) -> "Edges":
-        states, labels = (table != NOWHERE).nonzero()
+        states, labels = (table != NOWHERE).nonzero()  # int64
         keys = states * len(table) + table[states, labels]
         order = np.argsort(keys, kind="stable")
         pairs, starts = np.unique(keys[order], return_index=True)
@@ -339,7 +339,8 @@ class Edges:
         sets = np.array([known.setdefault(p.tobytes(), len(known)) for p in parts], dtype=np.int64)
         member = np.zeros((len(known), table.shape[1]), dtype=np.bool_)
         for spelt, number in known.items():
-            member[number, np.frombuffer(spelt, labels.dtype)] = True
+            classes: Ints = np.frombuffer(spelt, np.int64)
+            member[number, classes] = True
         source, target = pairs // len(table), pairs % len(table)
         degree = np.bincount(source, minlength=len(table))
         shape = (len(table), max(int(degree.max(initial=0)), 1))
