@@ -308,6 +308,16 @@ def test_extreme_laws_are_no_end_of_the_sums():
     assert tokens[0, :299].tolist() == [0] * 299
 
 
+def test_ways_that_are_closed_do_not_drown_those_that_are_open():
+    """After a b only next to impossible tokens follow; the likely ones only after an a."""
+    logits, canvas = torch.zeros(20, 7), empty(1, 20)
+    logits[:, 0] = -1e4
+    canvas.tokens[0, 0], canvas.noisy[0, 0] = 1, False
+    rule = constrain(LeftToRight(Linear()), over("ba{19}|ab{19}", False), whole(1, 20))
+    pages = denoise(Fixed(logits), canvas, rule, even_times(1), Rng.from_seed(0))
+    assert next(iter(pages)).tokens[0].tolist() == [1] + [0] * 19
+
+
 def test_logits_that_are_not_numbers_are_refused():
     with pytest.raises(ConfigError, match="not numbers; check the model"):
         at_once(over("a*", True), torch.full((3, 7), torch.nan), 1)
