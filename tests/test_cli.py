@@ -91,10 +91,32 @@ def test_all_options_reach_the_model(run, folder):
         "min_p": 0.01,
         "repetition_penalty": 1.25,
         "suppress": [40, 41],
+        "regex": None,
+        "json_schema": None,
+        "choices": None,
         "seed": 9,
     }
     assert len(result["texts"]) == 2
     assert all(text.startswith("The") for text in result["full_texts"])
+
+
+def test_a_grammar_reaches_the_model(run, folder, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["a", 7]}')
+    words = ["generate", "The", "-m", folder, "--json", "--num-steps", 3]
+    for more, texts in (
+        (["--regex", "fo[xl]"], {"fox", "fol"}),
+        (["--json-schema", schema], {'"a"', "7"}),
+        (["--json-schema", '{"type": "null"}'], {"null"}),
+        (["--choices", "yes", "--choices", "no, or"], {"yes", "no, or"}),
+    ):
+        code, out, err = run(*words, *more)
+        assert code == 0, err
+        assert set(json.loads(out)["texts"]) <= texts
+    code, out, err = run("generate", "-m", folder, "--json-schema", tmp_path / "none.json")
+    assert (code, out) == (1, "")
+    assert "cannot read the JSON schema" in err
+    assert "No such file or directory; give a file, or a schema in {...}" in err
 
 
 def test_the_same_seed_prints_the_same_text(run, folder):

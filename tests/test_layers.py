@@ -15,10 +15,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each imports what is above it, or before it in its line.
 LAYERS = """
 errors rng types devices
-schedules filters logits
+schedules filters logits json_schema grammar lattice
 corruption models data
 denoisers readers approximate
-objectives steps revising
+objectives steps revising constrained
 generate blockwise likelihood testing
 options folders pages pipeline pipeline_hf
 evals

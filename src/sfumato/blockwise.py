@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
+from sfumato.generate import placed
 from sfumato.readers import Reader
 from sfumato.rng import Rng
 from sfumato.types import Canvas, Filter, Sharp, Step
@@ -44,6 +45,7 @@ class _Group:
     t: Tensor
     s: Tensor
     rng: Rng
+    step: Step
 
 
 @torch.no_grad()
@@ -122,12 +124,12 @@ class _Writer:
             if not bool(beyond.reading.any()) and bool((beyond.block <= beyond.last).all()):
                 finished, rows = self._block(page, rows, {}).tokens, beyond
         before = self._block(page, rows, memory)
-        groups = self._groups(before, rows)
+        groups = self._groups(page, before, rows)
         where = torch.zeros_like(before.noisy)
         seen = torch.zeros(len(where), dtype=torch.float64, device=where.device)
         for group in groups:
             args = (group.part, group.t, group.s, group.rng)
-            where[group.index] = self.step.wanted(*args)
+            where[group.index] = group.step.wanted(*args)
             told = getattr(self.step, "told", None)
             seen[group.index] = told(group.part, group.t, group.rng) if told else group.t
         logits, reader = self._look(reader, before.tokens, seen, where, rows.reading, finished)
@@ -148,7 +150,7 @@ class _Writer:
         page, ended = self._ended(page, rows, after, over)
         return page, kept, reader, self._moved(page, rows, over, ended)
 
-    def _groups(self, part: Canvas, rows: _Rows) -> list[_Group]:
+    def _groups(self, page: Canvas, part: Canvas, rows: _Rows) -> list[_Group]:
         """A rule remembers within a block: rows that begin one know nothing yet."""
         t = (1 - rows.tick.double() / rows.share).clamp_min(0)
         s = (1 - (rows.tick + 1).double() / rows.share).clamp_min(0)
@@ -159,7 +161,9 @@ class _Writer:
             if len(index):
                 memory = {} if begins else {k: v[index] for k, v in part.memory.items()}
                 own = Canvas(part.tokens[index], part.noisy[index], part.fixed[index], memory)
-                groups.append(_Group(index, own, t[index], s[index], rng.select(index)))
+                starts = (rows.block[index] * self.size).tolist()
+                step = placed(self.step, page, rows.number[index].tolist(), starts, self.size)
+                groups.append(_Group(index, own, t[index], s[index], rng.select(index), step))
         return groups
 
     def _look(
@@ -202,7 +206,7 @@ class _Writer:
                 if not change.sharpens:
                     logits = change(logits, group.part, where)
         sharp = Sharp(logits, where, group.part, tuple(c for c in wide if c.sharpens))
-        return self.step(group.part, where, logits, sharp, group.t, group.s, group.rng)
+        return group.step(group.part, where, logits, sharp, group.t, group.s, group.rng)
 
     def _ended(
         self, page: Canvas, rows: _Rows, part: Canvas, over: Tensor

@@ -96,6 +96,15 @@ class Writing:
     ] = None
     approx_refresh: Annotated[int | None, typer.Option(help="Or once in so many steps.")] = None
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None
+    regex: Annotated[
+        str | None, typer.Option(help="All new text (with --infill: of each gap) matches it.")
+    ] = None
+    json_schema: Annotated[
+        str | None, typer.Option(help="It is JSON, valid under this schema: a file, or the schema.")
+    ] = None
+    choices: Annotated[
+        list[str] | None, typer.Option("--choices", help="It is this text or another; repeatable.")
+    ] = None
 
     def changes(self) -> dict[str, Any]:
         """Those that were given, as `GenerationOptions` have them."""
@@ -103,6 +112,8 @@ class Writing:
         given |= {
             "step_options": _pairs(self.step_options or []),
             "suppress": tuple(self.suppress or ()),
+            "choices": tuple(self.choices or ()),
+            "json_schema": None if self.json_schema is None else _schema(self.json_schema),
         }
         return {name: value for name, value in given.items() if value not in (None, {}, ())}
 
@@ -118,6 +129,19 @@ def _pairs(texts: list[str]) -> dict[str, float]:
             raise ConfigError(f"expected name=number, such as level=0.8, got '{text}'") from None
         values[name] = int(number) if number.is_integer() and "." not in value else number
     return values
+
+
+def _schema(text: str) -> str:
+    """A schema as it is, or what the file of that name holds."""
+    if text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ConfigError(
+            f"cannot read the JSON schema {text}: {reason}; give a file, or a schema in {{...}}"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ EXTRAS = {
     "matplotlib": ("plots", "the loss curve as a picture"),
     "tensorboard": ("track", "logging to TensorBoard"),
     "wandb": ("wandb", "logging to Weights & Biases"),
+    "outlines_core": ("grammar", "--regex, --json-schema and --choices"),
     "gguf": ("gguf", "reading a judge model from a .gguf file"),
 }
 

@@ -137,12 +137,21 @@ def generate(
         else:
             times = even_times(num_steps // len(starts) + (number < num_steps % len(starts)))
         wide = [_OnPage(change, canvas, start) for change in filters]
-        pages = denoise(around, part, step, times, rng.fold(number), filters=wide)
+        rows, width = part.tokens.shape
+        rule = placed(step, canvas, range(rows), [start] * rows, width)
+        pages = denoise(around, part, rule, times, rng.fold(number), filters=wide)
         for part in pages:
             canvas = _paste(canvas, start, part)
             yield canvas
         if start + size < length:
             denoiser = denoiser.given(left=part.tokens)
+
+
+def placed(step: Step, page: Canvas, rows: Sequence[int], starts: Sequence[int], size: int) -> Step:
+    """The rule for blocks of some rows of a page; some rules have to know where these are."""
+    if not hasattr(step, "within"):
+        return step
+    return step.within(page, rows, starts, size)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from sfumato.corruption import Corruption
 from sfumato.errors import CheckpointError, ConfigError, near
 from sfumato.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
+from sfumato.grammar import Grammar
 from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
 from sfumato.steps import (
     Ancestral,
@@ -119,6 +120,9 @@ class GenerationOptions:
     min_p: float | None = None
     repetition_penalty: float | None = None
     suppress: tuple[int, ...] = ()  # token ids that are never written
+    regex: str | None = None  # all of the new text, and of every gap, matches it
+    json_schema: Mapping[str, Any] | str | None = None  # ... is JSON that is valid under it
+    choices: tuple[str, ...] | None = None  # ... is one of these
     seed: int | None = None  # None: another text every time
 
     def __post_init__(self):
@@ -138,6 +142,8 @@ class GenerationOptions:
             raise ConfigError(f"unknown step '{self.step}'{near(self.step, STEPS)}")
         if self.step is not None:
             STEPS[self.step].check(self.step, self.step_options)
+        if len([g for g in (self.regex, self.json_schema, self.choices) if g is not None]) > 1:
+            raise ConfigError("regex, json_schema and choices exclude each other; give one of them")
         self.filters(())  # their own checks: a bad temperature is refused here, not later
 
     def with_changes(self, **changes: Any) -> "GenerationOptions":
@@ -215,6 +221,19 @@ class GenerationOptions:
             )
         return STEPS[name](corruption, self.step_options)
 
+    @property
+    def free(self) -> bool:
+        """Whether new text is in no grammar."""
+        return self.regex is None and self.json_schema is None and self.choices is None
+
+    def grammar(self) -> Grammar | None:
+        """What all new text must match, if there is anything."""
+        if self.regex is not None:
+            return Grammar.regex(self.regex)
+        if self.json_schema is not None:
+            return Grammar.json_schema(self.json_schema)
+        return None if self.choices is None else Grammar.choices(self.choices)
+
     def filters(self, never: tuple[int, ...]) -> tuple[Filter, ...]:
         """The filters in their order; `never` are ids that text must not contain."""
         chosen: list[Filter] = []
@@ -250,7 +269,7 @@ def read_generation_config(folder: str | Path) -> GenerationOptions:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(GenerationOptions)}
         ours: dict[str, Any] = {k: v for k, v in values.items() if k in known and v is not None}
-        ours["suppress"] = tuple(ours.get("suppress", ()))
+        ours |= {key: tuple(ours[key]) for key in ("suppress", "choices") if key in ours}
         return GenerationOptions(**ours)
     except (ValueError, TypeError, AttributeError) as error:  # no JSON, or not what we wrote
         raise CheckpointError(f"{path} does not hold generation options: {error}") from None

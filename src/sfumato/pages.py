@@ -1,6 +1,6 @@
 """What passes between a request and its text: the task, the pages, the result, and their reader."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.constrained import Span
+from sfumato.grammar import SPACED
 from sfumato.options import GenerationOptions
 from sfumato.rng import Rng
 from sfumato.types import Canvas, Filter, Step
@@ -32,6 +34,7 @@ class Task:
     filters: tuple[Filter, ...]
     left: Tensor | None = None  # [B, P] prompts before the canvas
     hidden: Tensor | None = None  # [B, P] bool, their padding
+    led: frozenset[tuple[int, int]] = frozenset()  # row, position: its space is the given text's
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class _Run(NamedTuple):
     ids: list[int]
     steps: list[int]
     before: int | None  # the given token left of it
+    led: bool  # its first token begins with a space that is not its own
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Reader:
                     yield Piece("", -1, tuple(run.ids))
                     continue
                 end = next((n for n, i in enumerate(run.ids) if i in self.ends), None)
-                kept = _Run(run.ids[:end], run.steps[:end], run.before)
+                kept = run._replace(ids=run.ids[:end], steps=run.steps[:end])
                 text = self._decode(kept)
                 if by_step:
                     yield from self._by_step(kept, text)
@@ -128,10 +132,10 @@ class Reader:
     def _decode(self, run: _Run) -> str:
         """Its text as it reads after the token before it: some tokenizers put spaces between."""
         text = self.decode(run.ids)
-        if run.before is None:
-            return text
-        lead, whole = self.decode([run.before]), self.decode([run.before, *run.ids])
-        return whole.removeprefix(lead) if whole.startswith(lead) else text
+        if run.before is not None:
+            lead, whole = self.decode([run.before]), self.decode([run.before, *run.ids])
+            text = whole.removeprefix(lead) if whole.startswith(lead) else text
+        return text.removeprefix(" ") if run.led else text
 
     def _by_step(self, run: _Run, text: str) -> Iterator[Piece]:
         """A character whose bytes several steps decided goes to the last of its tokens."""
@@ -140,7 +144,7 @@ class Reader:
             stop = list(group)[-1] + 1
             upto = len(text)
             if stop < len(run.ids):
-                so_far = self._decode(_Run(run.ids[:stop], run.steps[:stop], run.before))
+                so_far = self._decode(run._replace(ids=run.ids[:stop]))
                 alike = takewhile(lambda pair: pair[0] == pair[1], zip(so_far, text, strict=False))
                 upto = max(done, len(list(alike)))
             yield Piece(text[done:upto], step, tuple(run.ids[start:stop]))
@@ -152,7 +156,9 @@ def _runs(page: Page, row: int, part: slice) -> Iterator[_Run]:
     for _, group in groupby(range(len(ids)), key=lambda n: steps[n] < 0):
         first, *others = group
         run = slice(first, first + 1 + len(others))
-        yield _Run(ids[run], steps[run], None if first else _before(page, row, part.start))
+        before = None if first else _before(page, row, part.start)
+        led = not first and (row, part.start) in page.task.led
+        yield _Run(ids[run], steps[run], before, led)
 
 
 def _before(page: Page, row: int, start: int) -> int | None:
@@ -161,6 +167,13 @@ def _before(page: Page, row: int, start: int) -> int | None:
         return int(page.canvas.tokens[row, start - 1])
     left = page.task.left
     return None if left is None or not left.shape[1] else int(left[row, -1])
+
+
+def spans(rows: Sequence[Sequence[Part]], led: Set[tuple[int, int]]) -> list[Span]:
+    """What a grammar has to fill: every stretch that is written, and how it begins."""
+    written = [(row, part) for row, parts in enumerate(rows) for part in parts]
+    places = [(row, part.start, part.stop) for row, part in written if isinstance(part, slice)]
+    return [Span(*place, SPACED if place[:2] in led else 0) for place in places]
 
 
 def template(rows: Sequence[Sequence[int]], width: int, blank: int) -> tuple[Tensor, Tensor]:

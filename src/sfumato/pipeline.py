@@ -20,8 +20,9 @@ from torch import Tensor
 
 from sfumato.approximate import ApproximateCache
 from sfumato.blockwise import generate_blocks
+from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
-from sfumato.data.tokenizer import encode, save_tokenizer, special_ids
+from sfumato.data.tokenizer import encode, save_tokenizer, special_ids, token_bytes
 from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
@@ -30,10 +31,10 @@ from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.options import GenerationOptions, write_generation_config
-from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, template
+from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
 from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
-from sfumato.types import Batch, Canvas, Filter
+from sfumato.types import Batch, Canvas, Filter, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -237,6 +238,7 @@ class DiffusionLM:
         options = self._changed(changes)
         prompts = _repeated(prompt, num_samples)
         stems = [self._stem(prompt) for prompt in prompts]
+        shown = stems if options.free else prompts
         given = [self._opening(ids) for ids in self.encode(stems)]
         longest = max(map(len, given))
         most = self.model.config.max_position_embeddings
@@ -254,18 +256,18 @@ class DiffusionLM:
             tokens, fixed = template(given, width, self.special.mask)
             stops = [len(ids) + options.length if options.length else limit for ids in given]
             rows = [
-                (stem, slice(len(ids), stop))
-                for stem, ids, stop in zip(stems, given, stops, strict=True)
+                (one, slice(len(ids), stop))
+                for one, ids, stop in zip(shown, given, stops, strict=True)
             ]
             for row, stop in enumerate(stops):
                 tokens[row, stop:], fixed[row, stop:] = self.special.filler, True
         else:
             tokens, fixed = template([[] for _ in given], options.length, self.special.mask)
             left, hidden = left_padded(given, self.special.filler)
-            rows = [(stem, slice(0, options.length)) for stem in stems]
+            rows = [(one, slice(0, options.length)) for one in shown]
         # a text may end, and contains no other special token
         never = self.never - self.reader.ends
-        spaced = [[row[1].start] * (p != row[0]) for p, row in zip(prompts, rows, strict=True)]
+        spaced = [[r[1].start] * (p != s) for p, s, r in zip(prompts, stems, rows, strict=True)]
         task = self._task(options, rows, tokens, fixed, spaced, never, filters)
         if left is None or hidden is None or not left.shape[1]:
             return task
@@ -296,7 +298,8 @@ class DiffusionLM:
         options = self._changed(changes)
         if options.length != self.options.length:
             raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
-        laid = [self._gapped(one, gap_length) for one in _repeated(text, num_samples)]
+        texts = _repeated(text, num_samples)
+        laid = [self._gapped(one, gap_length, options.free) for one in texts]
         lengths = [len(ids) for _, ids, _ in laid]
         longest, canvas = max(lengths), options.canvas or 0
         if longest > canvas:
@@ -389,18 +392,21 @@ class DiffusionLM:
                 ) from None
         return encode(self.tokenizer, list(texts))
 
-    def _gapped(self, text: str, gap_length: int) -> tuple[tuple[Part, ...], list[int], list[int]]:
+    def _gapped(
+        self, text: str, gap_length: int, free: bool
+    ) -> tuple[tuple[Part, ...], list[int], list[int]]:
         """What a text is made of; its tokens with its end, -1 in the gaps; gaps with a space."""
         given = re.split("_{4,}", text)
         if len(given) < 2:
             raise ConfigError(f"no gap in the text: mark it with {GAP}")
         stems = [*map(self._stem, given[:-1]), given[-1]]
+        shown = stems if free else given
         first, *others = self.encode(stems)
-        parts: list[Part] = [stems[0]]
+        parts: list[Part] = [shown[0]]
         ids, spaced = self._opening(first), []
-        for before, after, tokens in zip(given, stems[1:], others, strict=False):
-            spaced += [len(ids)] * (parts[-1] != before)
-            parts += [slice(len(ids), len(ids) + gap_length), after]
+        for number, tokens in enumerate(others):
+            spaced += [len(ids)] * (stems[number] != given[number])
+            parts += [slice(len(ids), len(ids) + gap_length), shown[number + 1]]
             ids = [*ids, *[-1] * gap_length, *tokens]
         return tuple(parts), [*ids, self.special.eos], spaced
 
@@ -408,7 +414,7 @@ class DiffusionLM:
         """A text without the space at its end, which is left to the token that follows.
 
         Most tokenizers write it together with the next word, so a model has hardly ever seen it
-        alone.
+        alone. Within a grammar it is shown with the given text all the same: new text is a match.
         """
         return text[:-1] if text.endswith(" ") and bool(self._spaced.any()) else text
 
@@ -442,14 +448,38 @@ class DiffusionLM:
         for row, places in enumerate(spaced):
             at[row, places] = True
         own = (Allowed(at, self._spaced),) if any(spaced) else ()
+        led = {(row, place) for row, places in enumerate(spaced) for place in places}
         return Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
-            step=options.rule(self.corruption),
+            step=self._rule(options, rows, led, never),
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
+            led=frozenset() if options.free else frozenset(led),
         )
+
+    def _rule(
+        self,
+        options: GenerationOptions,
+        rows: Sequence[tuple[Part, ...]],
+        led: set[tuple[int, int]],
+        never: frozenset[int],
+    ) -> Step:
+        """The step rule, within the grammar if there is one.
+
+        Behind the end of a text comes padding, where the model has learnt it, or anything.
+        """
+        rule, grammar = options.rule(self.corruption), options.grammar()
+        if grammar is None:
+            return rule
+        automaton = grammar.over(
+            token_bytes(self.tokenizer, self.model.config.vocab_size),
+            never={*never, *options.suppress},
+            end=self.special.eos,
+            after=self.reader.ends if options.layout == "padded" else None,
+        )
+        return constrain(rule, automaton, spans(rows, led))
 
 
 def _repeated(texts: str | Sequence[str], num_samples: int) -> list[str]:

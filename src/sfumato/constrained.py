@@ -1,0 +1,275 @@
+"""Decoding within a grammar: a wrapper of a step rule.
+
+At every step a whole text of the grammar is drawn, by the model's laws of all positions together,
+and the rule commits its tokens at the positions that the rule chooses. Whichever these are, what is
+left can be completed, because that text completes it; and a rule that takes tokens back leaves only
+more room. So the guarantee holds for any rule, any model and any number of positions at once.
+
+The law is that of independent positions given the grammar, not the model's joint law given the
+grammar: with few positions a step the two are close.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.errors import ConfigError
+from sfumato.grammar import Automaton, Bools, Ints
+from sfumato.lattice import FLOOR, Chains, Floats
+from sfumato.logits import draw_tokens, most_likely
+from sfumato.rng import Rng
+from sfumato.types import Canvas, Sharp, Step
+
+_WAYS = 3  # the random stream of a step that no rule uses
+_PASSED_ON = frozenset({"told", "verifies", "reopens", "corruption"})
+
+
+@dataclass(frozen=True)
+class Span:
+    """Positions of a page that one text of the grammar fills."""
+
+    row: int
+    begin: int
+    end: int
+    state: int = 0  # of the automaton before it
+
+
+def constrain(step: Step, automaton: Automaton, spans: Sequence[Span]) -> "Constrained":
+    """The rule within a grammar, if every span has room for a text of it."""
+    longest = max(span.end - span.begin for span in spans)
+    ahead = automaton.completable(longest + automaton.num_states)
+    for span in spans:
+        room, rooms = span.end - span.begin, ahead[:, span.state].nonzero()[0]
+        if not len(rooms):
+            raise ConfigError(
+                "no sequence of the tokens that may be written spells a text of the grammar; "
+                "suppress fewer tokens, or allow other texts"
+            )
+        if room < rooms[0]:
+            raise ConfigError(
+                f"the shortest text of the grammar has {rooms[0]} tokens, and there is room for "
+                f"{room}: use a length, or a gap_length, of at least {rooms[0]}"
+            )
+        if not ahead[room, span.state]:
+            nearest = rooms[np.abs(rooms - room).argmin()]
+            raise ConfigError(
+                f"no text of the grammar has exactly {room} tokens, as many as the gap; use "
+                f"gap_length={nearest}"
+            )
+    return Constrained(step, automaton, tuple(spans), ahead[: longest + 1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """The chains of the part of a page that is being written."""
+
+    chains: Chains
+    rows: Ints  # [K]
+    places: Ints  # [K, n] columns of the part
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """A step rule that writes texts of a grammar only."""
+
+    step: Step
+    automaton: Automaton
+    spans: tuple[Span, ...]
+    ahead: Bools = field(repr=False)  # [n + 1, Q] whether so many tokens lead to a final state
+    block: _Block | None = field(default=None, repr=False)
+    exact = False
+
+    def __getattr__(self, name: str) -> Any:
+        """What the loops ask of some rules only."""
+        if name in _PASSED_ON:
+            return getattr(self.step, name)
+        raise AttributeError(f"'Constrained' object has no attribute {name!r}")
+
+    def within(
+        self, page: Canvas, rows: Sequence[int], starts: Sequence[int], width: int
+    ) -> "Constrained":
+        """The rule for blocks of the page: of these rows, `width` columns from these ones on; those
+        of a span before them are decided."""
+        found, states, goals = [], [], []
+        for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            for span in self.spans:
+                low, high = max(span.begin, start), min(span.end, start + width)
+                if span.row == row and low < high:
+                    found.append((number, low - start, high - start))
+                    written = page.tokens[row, span.begin : low].tolist()
+                    states.append(self.automaton.after(span.state, written))
+                    goals.append(self.ahead[span.end - high])
+        if not found:
+            return replace(self, block=None)
+        numbers, lows, highs = np.array(found).T
+        places = lows[:, None] + np.arange((highs - lows).max())
+        inside = places < highs[:, None]
+        chains = Chains(self.automaton, np.array(states), np.stack(goals), inside)
+        return replace(self, block=_Block(chains, numbers, np.minimum(places, width - 1)))
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        """Of a row with a wanted position, all that is noisy."""
+        own = self.step.wanted(canvas, t, s, rng)
+        return own | (canvas.noisy & own.any(1, keepdim=True))
+
+    def __call__(
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Sharp,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
+    ) -> Canvas:
+        own = self.step.wanted(canvas, t, s, rng)
+        if self.block is None and bool(where.any()):
+            count, width = canvas.tokens.shape
+            whole = self.within(canvas, range(count), [0] * count, width)
+            assert whole.block is not None, "noisy positions, but no span"
+            return whole(canvas, where, logits, sharp, t, s, rng)
+        if self.block is not None and bool(where.any()):
+            logits, tokens = _Draw(self.automaton, self.block, canvas, where).of(logits, sharp, rng)
+            picked = own[where]
+            logits, tokens = logits[picked], tokens[own]
+            only = torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+            sharp = Sharp(only, own, canvas)
+        return self.step(canvas, own, logits, sharp, t, s, rng)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """One step's arithmetic between logits [N, V] at `where` and chains [K, n]."""
+
+    automaton: Automaton
+    block: _Block
+    canvas: Canvas
+    where: Tensor  # [B, W]
+
+    @cached_property
+    def rows(self) -> Ints:
+        """The chains of rows in which anything is wanted."""
+        return self.where.any(1).cpu().numpy()[self.block.rows].nonzero()[0]
+
+    @cached_property
+    def chains(self) -> Chains:
+        every, rows = self.block.chains, self.rows
+        return Chains(self.automaton, every.start[rows], every.goal[rows], every.inside[rows])
+
+    @cached_property
+    def at(self) -> tuple[Ints, Ints]:
+        """The row and the column of each position, [K, n] both."""
+        places = self.block.places[self.rows]
+        return self.block.rows[self.rows, None] + 0 * places, places
+
+    @cached_property
+    def numbers(self) -> Ints:
+        """The row of logits of each position [K, n]; -1: none, or outside of a chain."""
+        where = self.where.cpu().numpy()
+        numbers = np.where(where, where.cumsum().reshape(where.shape) - 1, -1)
+        return np.where(self.chains.inside, numbers[self.at], -1)
+
+    @cached_property
+    def open(self) -> Bools:
+        """The positions that are to be decided, [K, n]."""
+        return self.chains.inside & self.canvas.noisy.cpu().numpy()[self.at]
+
+    def of(self, logits: Tensor, sharp: Sharp, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Logits given the grammar [N, V], by which rules judge, and a text of it [B, W]."""
+        plain = self.live(logits)
+        mass = self.mass(plain)
+        beliefs = self.chains.believe(mass)
+        given = plain + self.spread(self.logs(beliefs.ratios(), mass))
+        judged = self.back(given, logits)
+        if sharp.greedy:
+            best = self.chains.likeliest(self.scores(plain))
+            return judged, self.written(most_likely, plain, best)
+        drawn = plain
+        if sharp.filters:
+            possible = self.back(plain.masked_fill(given == -torch.inf, -torch.inf), logits)
+            drawn = self.live(
+                Sharp(possible, self.where, self.canvas, sharp.filters).at(self.where)
+            )
+            beliefs = self.chains.believe(self.mass(drawn), beliefs)
+        u = rng.fold(_WAYS).uniform(2, self.where.shape[1]).cpu().numpy()
+        rows, places = self.at
+        ways = beliefs.draw(u[rows, 0, places])
+        again = self.tensor(u[rows, 1, places][self.open])
+        return judged, self.written(lambda part: draw_tokens(part, again), drawn, ways)
+
+    def tensor(self, values: Any) -> Tensor:
+        return torch.from_numpy(values).to(self.where.device)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """[M] the tokens that the grammar knows, class after class."""
+        return self.tensor(self.automaton.order)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """[M] their classes."""
+        return self.tensor(self.automaton.classes)[self.order]
+
+    def live(self, logits: Tensor) -> Tensor:
+        """Logits [N, V] -> of the tokens that the grammar knows [N, M], the best of them 0, none
+        below FLOOR: where filters leave nothing that is valid, the grammar comes first."""
+        logits = logits[:, self.order].float()
+        best = logits.amax(1, keepdim=True)
+        if bool(best.isnan().any()):
+            raise ConfigError("the logits are not numbers; check the model")
+        return logits.sub_(best.masked_fill_(best == -torch.inf, 0.0)).clamp_min_(FLOOR)
+
+    def back(self, live: Tensor, like: Tensor) -> Tensor:
+        """Of those tokens [N, M] -> of all [N, V]."""
+        whole = torch.full(like.shape, -torch.inf, device=like.device)
+        return whole.index_copy_(1, self.order, live)
+
+    def mass(self, live: Tensor) -> Floats:
+        """The weight of each class [K, n, C]; of a decided position, all on its token's."""
+        starts = self.automaton.order_start
+        found = np.add.reduceat(live.exp().cpu().numpy(), starts, axis=1, dtype=np.float64)
+        return self.filled(found, 0.0, 1.0)
+
+    def scores(self, live: Tensor) -> Floats:
+        """The best logit of each class, [K, n, C]."""
+        found = np.maximum.reduceat(live.cpu().numpy(), self.automaton.order_start, axis=1)
+        return self.filled(found.astype(np.float64), -np.inf, 0.0)
+
+    def filled(self, found: Floats, none: float, all_: float) -> Floats:
+        """Of classes [N, C] -> of positions [K, n, C], decided ones included."""
+        mass = np.full((*self.open.shape, found.shape[1]), none)
+        mass[self.open] = found[self.numbers[self.open]]
+        decided = self.chains.inside & ~self.open
+        tokens = self.canvas.tokens.cpu().numpy()[self.at]
+        mass[decided, self.automaton.classes[tokens[decided]]] = all_
+        return mass
+
+    def logs(self, ratios: Floats, mass: Floats) -> Floats:
+        """Logarithms of the ratios; those of decided positions, if a rule verifies them, are of
+        the rest of their row."""
+        verified = ~self.open & (self.numbers >= 0)
+        if verified.any():
+            ratios = np.where(verified[..., None], self.chains.around(mass), ratios)
+        with np.errstate(divide="ignore"):
+            return np.log(ratios)
+
+    def spread(self, logs: Floats) -> Tensor:
+        """Of classes [K, n, C] -> of the tokens that the grammar knows [N, M]."""
+        known = self.numbers >= 0
+        table = np.full((int(self.where.sum()), logs.shape[-1]), -np.inf, dtype=np.float32)
+        table[self.numbers[known]] = logs[known]
+        return self.tensor(table)[:, self.classes]
+
+    def written(self, pick: Callable[[Tensor], Tensor], live: Tensor, ways: Ints) -> Tensor:
+        """The text [B, W]: at every open position a token of its set, by `pick` of [n, M]."""
+        sets, numbers = self.tensor(ways[self.open]), self.tensor(self.numbers[self.open])
+        allowed = self.tensor(self.automaton.edges.member)[sets][:, self.classes]
+        tokens = self.canvas.tokens.clone()
+        at = tuple(self.tensor(place[self.open]) for place in self.at)
+        tokens[at] = self.order[pick(live[numbers].masked_fill_(~allowed, -torch.inf))]
+        return tokens

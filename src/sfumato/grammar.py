@@ -1,0 +1,386 @@
+"""Regular languages over tokens: which sequences spell a text that a pattern accepts.
+
+A regular expression becomes an automaton over bytes, and that, for a vocabulary, one over tokens.
+A token is its bytes, so it may be part of a character. Tokens that lead from every state to the
+same states are one class, and arithmetic is over classes: for a JSON schema there are some
+hundred, whatever the size of the vocabulary.
+
+Letters: Q states, V tokens, C classes, E edges (pairs of states that some class connects), S sets
+(of classes that connect a pair; many pairs have the same).
+"""
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.errors import ConfigError, MissingExtra
+from sfumato.json_schema import literal, schema_regex, unanchored
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+LARGEST = 2**26  # entries of a table: 256 MB of int32
+ASCII = {r"\d": "[0-9]", r"\w": "[0-9A-Za-z_]", r"\s": r"[ \t\n\r\f\v]"}
+STOP = "\U0010ffff"  # no character
+SPACED = 1  # the state of an automaton before a space and then a text
+NOWHERE = -1  # where a class that a state does not allow leads
+
+
+@dataclass(frozen=True, eq=False)
+class Grammar:
+    """A pattern that whole texts match, as an automaton over bytes."""
+
+    table: Ints  # [Q, 256] the next state, or NOWHERE
+    final: Bools  # [Q]; state 0 is the first
+
+    @classmethod
+    def regex(cls, pattern: str) -> "Grammar":
+        """All of a text matches the pattern, in the syntax of Rust's `regex`: no look-around.
+
+        \\d, \\w and \\s are ASCII, so that what matches does so by any other library too.
+        """
+        if not isinstance(pattern, str):
+            raise ConfigError(f"a regular expression is a string, got {pattern!r}")
+        return cls(*_smallest(*_byte_automaton(_plain(unanchored(pattern)))))
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | str) -> "Grammar":
+        """JSON that is valid under a schema; see `json_schema.py` for what it may ask for."""
+        return cls.regex(schema_regex(schema, fits))
+
+    @classmethod
+    def choices(cls, choices: Sequence[str]) -> "Grammar":
+        """One of these texts."""
+        if isinstance(choices, str) or not all(isinstance(one, str) for one in choices):
+            raise ConfigError(f"choices must be a list of texts, got {choices!r}")
+        if not choices:
+            raise ConfigError("no choices; give at least one text")
+        return cls.regex("|".join(map(literal, choices)))
+
+    def over(
+        self,
+        words: Sequence[bytes | None],  # [V] the bytes of each token; None: never written
+        *,
+        never: Set[int] = frozenset(),
+        end: int | None = None,
+        after: Set[int] | None = None,
+    ) -> "Automaton":
+        """The automaton over these tokens, of which some are `never` written.
+
+        With an `end`, a text may be shorter than its room: from an accepting state this token leads
+        into a last state, in which any of `after` may follow (None: any token). State 1 is that
+        before a space and then a text: a space that is given may be left to the token behind it.
+        """
+        words = [None if token in never else word for token, word in enumerate(words)]
+        space = np.full((1, 256), NOWHERE)
+        space[0, ord(" ")] = 0
+        table = np.vstack((self.table[:1], space, self.table[1:]))
+        table[table > 0] += 1
+        final = np.insert(self.final, 1, False)
+        columns, classes = _columns(table, words)
+        if end is not None and end not in never:
+            later = (set(range(len(words))) if after is None else after) - never
+            columns, classes = _with_end(columns, classes, final, end, sorted(later))
+            final = np.append(final, True)
+        return Automaton.trimmed(columns.T, classes, final)
+
+
+def _plain(pattern: str) -> str:
+    """\\d, \\w and \\s spelt out: libraries differ in what they are beyond ASCII."""
+    return re.sub(r"\\.", lambda found: ASCII.get(found[0], found[0]), pattern, flags=re.DOTALL)
+
+
+def _byte_automaton(pattern: str) -> tuple[Ints, Bools]:
+    """States and moves of the library's automaton, which stops looking once a text has matched:
+    of `a|ab` it knows the first. So a stop, which is in no text, is put behind every text."""
+    _index(pattern)  # its own mistakes: with what is put around it, it could be another pattern
+    index = _index(f"(?:{pattern})\\x{{{ord(STOP):x}}}")
+    moves = index.get_transitions()
+    names = list(dict.fromkeys([index.get_initial_state(), *moves, *index.get_final_states()]))
+    number = {name: n for n, name in enumerate(names)}
+    table = np.full((len(names), 256), NOWHERE)
+    for name, row in moves.items():
+        found = [(byte, number[to]) for byte, to in row.items() if byte < 256]
+        if found:
+            table[number[name], [byte for byte, _ in found]] = [to for _, to in found]
+    stopped = np.array([number[name] for name in index.get_final_states()])
+    final = np.arange(len(table))
+    for byte in STOP.encode():
+        final = np.where(final == NOWHERE, NOWHERE, table[final, byte])
+    return np.where(np.isin(table, stopped), NOWHERE, table), np.isin(final, stopped)
+
+
+def _index(pattern: str) -> Any:
+    try:
+        from outlines_core import Index, Vocabulary
+    except ImportError:
+        raise MissingExtra("outlines_core", "grammar", "a grammar") from None
+    end = 256  # the library wants an end token
+    alphabet = Vocabulary(end, {bytes([byte]): [byte] for byte in range(end)})  # type: ignore[arg-type]
+    try:
+        return Index(pattern, alphabet)
+    except (ValueError, UnicodeEncodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "no transitions" in reason:
+            raise ConfigError(f"no text matches the regular expression {pattern!r}") from None
+        raise ConfigError(
+            f"cannot use the regular expression {pattern!r}: {reason.split('. ')[0]}; look-around, "
+            "back references, Unicode word boundaries and anchors inside are not regular"
+        ) from None
+
+
+def _smallest(table: Ints, final: Bools) -> tuple[Ints, Bools]:
+    """States that accept the same texts become one (Moore's refinement); the first stays 0."""
+    letters = np.unique(table, axis=1)  # bytes that do the same
+    group = final.astype(np.int64)
+    count = 0
+    while count != (count := int(group.max()) + 1):
+        ahead = np.where(letters == NOWHERE, NOWHERE, group[letters])
+        group = np.unique(np.column_stack((group, ahead)), axis=0, return_inverse=True)[1].ravel()
+    first = np.unique(group, return_index=True)[1]
+    order = np.argsort(first)  # by first appearance, so that state 0 is in group 0
+    rank = np.argsort(order)
+    ahead = np.where(table == NOWHERE, NOWHERE, rank[group[table]])
+    return ahead[first[order]], final[first[order]]
+
+
+def fits(inner: str, outer: str) -> bool:
+    """Whether every text that matches one pattern matches the other."""
+    one, other = Grammar.regex(inner), Grammar.regex(outer)
+    seen, pending = {(0, 0)}, [(0, 0)]
+    while pending:
+        a, b = pending.pop()
+        if one.final[a] and (b == NOWHERE or not other.final[b]):
+            return False
+        for byte in (one.table[a] != NOWHERE).nonzero()[0]:
+            pair = (int(one.table[a, byte]), NOWHERE if b == NOWHERE else int(other.table[b, byte]))
+            if pair not in seen:
+                seen.add(pair)
+                pending.append(pair)
+    return True
+
+
+def _columns(table: Ints, words: Sequence[bytes | None]) -> tuple[Ints, Ints]:
+    """Where each class of tokens leads, [C, Q], and the class of each token [V], or NOWHERE.
+
+    Token by token, byte after byte, but tokens that have led to the same so far go together.
+    """
+    count = len(table)
+    letters, letter = np.unique(table, axis=1, return_inverse=True)
+    letter = letter.ravel()
+    down = np.vstack((letters, np.full((1, letters.shape[1]), NOWHERE)))  # NOWHERE is its last row
+    lengths = np.array([len(word) if word else 0 for word in words])
+    spelt = np.zeros((len(words), max(int(lengths.max(initial=0)), 1)), dtype=np.int64)
+    for token, word in enumerate(words):
+        if word:
+            spelt[token, : len(word)] = np.frombuffer(word, np.uint8)
+    columns = np.arange(count)[None]
+    classes = np.where(lengths > 0, 0, NOWHERE)
+    done: list[Ints] = []
+    result = np.full(len(words), NOWHERE)
+    total = 0
+    for place in range(spelt.shape[1]):
+        alive = (classes != NOWHERE) & (lengths > place)
+        keys = classes[alive] * letters.shape[1] + letter[spelt[alive, place]]
+        pairs, which = np.unique(keys, return_inverse=True)
+        before, by = pairs // letters.shape[1], pairs % letters.shape[1]
+        if len(pairs) * count > LARGEST:
+            raise ConfigError(
+                f"the grammar has {count:,} states, too many for a vocabulary of {len(words):,}; "
+                "bound what repeats, or say it in a simpler way"
+            )
+        columns = down[columns[before], by[:, None]]
+        columns, merged = np.unique(columns, axis=0, return_inverse=True)
+        useful = (columns != NOWHERE).any(1)
+        renamed = np.where(useful, np.cumsum(useful) - 1, NOWHERE)
+        classes = np.full(len(words), NOWHERE)
+        classes[alive] = renamed[merged.ravel()[which.ravel()]]
+        columns = columns[useful]
+        ready = (classes != NOWHERE) & (lengths == place + 1)
+        result[ready] = classes[ready] + total
+        done.append(columns)
+        total += len(columns)
+    return np.vstack(done), result
+
+
+def _with_end(
+    columns: Ints, classes: Ints, final: Bools, end: int, after: list[int]
+) -> tuple[Ints, Ints]:
+    """One more state, the last: final states lead there by `end`, and it to itself by `after`."""
+    last = len(final)
+    columns = np.pad(columns, ((0, 1), (0, 1)), constant_values=NOWHERE)  # also tokens of no class
+    count = len(columns)
+    columns = np.vstack((columns, columns))  # every class twice: what may follow an end is apart
+    columns[count:, last] = last
+    classes = np.where(classes == NOWHERE, count - 1, classes)
+    classes[after] += count
+    ending = np.append(np.where(final, last, NOWHERE), last if end in after else NOWHERE)
+    classes[end] = len(columns)
+    return np.vstack((columns, ending)), classes
+
+
+@dataclass(frozen=True, eq=False)
+class Automaton:
+    """A grammar over tokens. Every state and class is useful: on some way to a final state from
+    the first, 0, or from SPACED, before a space and then a text."""
+
+    table: Ints  # [Q, C] the next state, or NOWHERE
+    classes: Ints  # [V] the class of each token, or NOWHERE
+    final: Bools  # [Q]
+
+    @classmethod
+    def trimmed(cls, table: Ints, classes: Ints, final: Bools) -> "Automaton":
+        """Only what is useful of a table; the two first states stay, also where nothing is."""
+        ways = np.zeros((len(table), len(table)), dtype=np.bool_)
+        source, label = (table != NOWHERE).nonzero()
+        ways[source, table[source, label]] = True
+        forward = _closure(ways, np.arange(len(table)) <= SPACED)
+        useful = forward & _closure(ways.T, final)
+        useful[: SPACED + 1] = True
+        renamed = np.append(np.where(useful, np.cumsum(useful) - 1, NOWHERE), NOWHERE)
+        table = renamed[table[useful]]
+        present = np.isin(np.arange(table.shape[1]), classes)
+        kept, merged = np.unique(table, axis=1, return_inverse=True)
+        merged = np.where(present, merged.ravel(), NOWHERE)
+        live = (kept != NOWHERE).any(0) & np.isin(np.arange(kept.shape[1]), merged)
+        rank = np.append(np.where(live, np.cumsum(live) - 1, NOWHERE), NOWHERE)
+        classes = np.where(classes == NOWHERE, NOWHERE, rank[merged[classes]])
+        return cls(kept[:, live], classes, final[useful])
+
+    @property
+    def num_states(self) -> int:
+        return len(self.table)
+
+    @property
+    def num_classes(self) -> int:
+        return self.table.shape[1]
+
+    @cached_property
+    def edges(self) -> "Edges":
+        return Edges.of(self.table)
+
+    @cached_property
+    def order(self) -> Ints:
+        """The tokens that the grammar knows, class after class."""
+        order = np.argsort(self.classes, kind="stable")
+        return order[self.classes[order] != NOWHERE]
+
+    @cached_property
+    def order_start(self) -> Ints:
+        """[C] where each class starts in it."""
+        return np.searchsorted(self.classes[self.order], np.arange(self.num_classes))
+
+    def after(self, state: int, tokens: Sequence[int]) -> int:
+        """The state after some tokens, or NOWHERE."""
+        for token in tokens:
+            label = self.classes[token]
+            state = NOWHERE if NOWHERE in (state, label) else int(self.table[state, label])
+        return state
+
+    def completable(self, count: int) -> Bools:
+        """[count + 1, Q] whether exactly so many tokens lead from a state to a final one."""
+        found = np.zeros((count + 1, self.num_states), dtype=np.bool_)
+        found[0] = self.final
+        edges = self.edges
+        for number in range(count):
+            ahead, now = found[number][edges.target], found[number + 1]
+            if len(ahead):
+                now[edges.sources] = np.logical_or.reduceat(ahead, edges.source_start)
+        return found
+
+
+def _closure(ways: Bools, start: Bools) -> Bools:
+    """The states that can be reached from some, these included: ways [Q, Q]."""
+    reached = frontier = start
+    while frontier.any():
+        frontier = ways[frontier].any(0) & ~reached
+        reached = reached | frontier
+    return reached
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Pairs of states that tokens connect, sorted by source, and the sets of classes that do;
+    and in which order, and from where on, they are summed up."""
+
+    target: Ints  # [E]
+    sets: Ints  # [E] the set of each edge
+    sources: Ints | slice  # states with edges, and where theirs start
+    source_start: Ints
+    source_to_target: Ints  # [E] sources in the order of targets, sets in this order,
+    sets_to_target: Ints  # [E]
+    targets: Ints | slice  # the states that edges lead to,
+    target_start: Ints  # and where theirs start in it
+    source_to_set: Ints  # [E] the same by sets
+    target_to_set: Ints  # [E]
+    set_start: Ints  # [S]
+    fan_sets: Ints  # [Q, D] the edges that leave each state: their sets,
+    fan_target: Ints  # [Q, D] their targets,
+    fan_real: Bools  # [Q, D] and whether there are so many
+    member: Bools  # [S, C]
+    pair_class: Ints  # classes of the sets, set after set
+    pair_start: Ints  # [S]
+    class_pair: Ints  # sets of the classes, class after class
+    class_start: Ints  # [C]
+
+    @classmethod
+    def of(cls, table: Ints) -> "Edges":
+        states, labels = (table != NOWHERE).nonzero()  # int64
+        keys = states * len(table) + table[states, labels]
+        order = np.argsort(keys, kind="stable")
+        pairs, starts = np.unique(keys[order], return_index=True)
+        known: dict[bytes, int] = {}
+        parts = np.split(labels[order], starts[1:]) if len(pairs) else []
+        sets = np.array([known.setdefault(p.tobytes(), len(known)) for p in parts], dtype=np.int64)
+        member = np.zeros((len(known), table.shape[1]), dtype=np.bool_)
+        for spelt, number in known.items():
+            classes: Ints = np.frombuffer(spelt, np.int64)
+            member[number, classes] = True
+        source, target = pairs // len(table), pairs % len(table)
+        degree = np.bincount(source, minlength=len(table))
+        shape = (len(table), max(int(degree.max(initial=0)), 1))
+        fan_sets, fan_target = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        fan_real = np.arange(shape[1]) < degree[:, None]
+        fan_sets[fan_real], fan_target[fan_real] = sets, target
+        sources, source_start = np.unique(source, return_index=True)
+        by_target, by_set = np.argsort(target, kind="stable"), np.argsort(sets, kind="stable")
+        of_set, pair_class = member.nonzero()
+        of_class, class_pair = member.T.nonzero()
+        return cls(
+            target=target,
+            sets=sets,
+            sources=_slice(sources),
+            source_start=source_start,
+            source_to_target=source[by_target],
+            sets_to_target=sets[by_target],
+            target_start=_starts(target[by_target]),
+            targets=_slice(np.unique(target)),
+            source_to_set=source[by_set],
+            target_to_set=target[by_set],
+            set_start=_starts(sets[by_set]),
+            fan_sets=fan_sets,
+            fan_target=fan_target,
+            fan_real=fan_real,
+            member=member,
+            pair_class=pair_class,
+            pair_start=_starts(of_set),
+            class_pair=class_pair,
+            class_start=_starts(of_class),
+        )
+
+
+def _slice(states: Ints) -> Ints | slice:
+    """States as a slice if they are neighbours, which is faster."""
+    if len(states) and states[-1] - states[0] == len(states) - 1:
+        return slice(int(states[0]), int(states[-1]) + 1)
+    return states
+
+
+def _starts(keys: Ints) -> Ints:
+    """Where each of some sorted keys starts."""
+    return np.unique(keys, return_index=True)[1]
