@@ -17,7 +17,7 @@ LAYERS = """
 errors rng types devices
 schedules filters logits
 corruption models data
-denoisers
+denoisers guidance
 objectives steps revising
 generate likelihood testing
 options folders pages pipeline pipeline_hf
