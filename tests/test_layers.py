@@ -20,7 +20,7 @@ corruption models data
 denoisers guidance
 objectives steps revising
 generate likelihood testing
-options folders pages pipeline pipeline_hf
+options folders pages conditions pipeline pipeline_hf conditional
 evals
 train export serve
 doctor live training_view cli_options cli __main__

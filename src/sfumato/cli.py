@@ -99,6 +99,9 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to go on from; none: from nothing.")] = "",
     *,
     model: ModelOption = "stories",
+    source: Annotated[
+        str | None, typer.Option(help="Text to write from, for a model trained on pairs.")
+    ] = None,
     infill: Annotated[
         str | None, typer.Option(help="Fill the gaps (____) of this text instead.")
     ] = None,
@@ -119,10 +122,10 @@ def generate(
     lm = _load(model, device)
     begin = time.perf_counter()
     if infill is None:
-        task = lm.start(prompt, num_samples=num_samples, **changes)
+        task = lm.start(prompt, source=source, num_samples=num_samples, **changes)
     else:
         gaps = {} if gap_length is None else {"gap_length": gap_length}
-        task = lm.start_infill(infill, num_samples=num_samples, **gaps, **changes)
+        task = lm.start_infill(infill, source=source, num_samples=num_samples, **gaps, **changes)
     screen = _console()
     coloured = showing.live and not showing.as_json and screen.is_terminal
     last = _write(lm, task, showing.trajectory, screen if coloured else None)

@@ -74,6 +74,9 @@ class Writing:
         list[str] | None,
         typer.Option("--step-option", help="The rule's own, such as level=0.8; repeatable."),
     ] = None
+    guidance: Annotated[
+        float | None, typer.Option(help="Above 0: further towards the source or the prompt.")
+    ] = None
     temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0: greedy.")] = (
         None
     )

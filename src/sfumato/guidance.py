@@ -116,7 +116,7 @@ def towards_source(denoiser: Full | Cached, source: Tensor, scale: float) -> Gui
 
 
 def towards_prompt(
-    denoiser: Full,
+    denoiser: Full | Cached,
     scale: float,
     hidden: Tensor,  # [B, page] bool, the prompt on the page
     left: Tensor | None = None,  # [B, P] or before it

@@ -9,7 +9,7 @@ workers, ranks, accumulation or resumption.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -20,7 +20,7 @@ from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
 from sfumato.rng import Rng
 from sfumato.schedules import Linear, Schedule
-from sfumato.types import Batch, Loss, Objective, Trainable
+from sfumato.types import ABSENT, Batch, Loss, Objective, PairBatch, Trainable
 
 # --- when: one number in (0, 1) a row, spread over the global batch ---
 
@@ -246,11 +246,11 @@ class MaskedDiffusion:
         draw = self.selection(batch, u, rng.fold(1).fold(batch.slots))
         if isinstance(self.selection, PairedSelection) and self.complementary:
             other = self.selection.complement(batch, draw)
-            batch = Batch(*(torch.cat((part, part)) for part in vars(batch).values()))
+            batch = type(batch)(*(torch.cat((part, part)) for part in vars(batch).values()))
             draw = Draw(*(torch.cat(pair) for pair in zip(draw, other, strict=True)))
         noisy = draw.noisy
         weights = self.weight(draw, batch).expand(noisy.shape)[noisy].float()
-        value, nll, correct = denoiser.score(
+        value, nll, correct = reading(denoiser, batch).score(
             batch.tokens.masked_fill(noisy, self.mask_id),
             draw.t.float(),
             noisy,
@@ -288,7 +288,7 @@ class Bound:
             nll = corruption.bound(logp, targets[part], seen[part], times[part])
             return nll, logp.argmax(-1) == targets[part]
 
-        value, nll, correct = denoiser.score(
+        value, nll, correct = reading(denoiser, batch).score(
             noisy_tokens,
             t.float(),
             where,
@@ -312,7 +312,7 @@ class NextToken:
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         where = batch.trainable
         targets = batch.tokens[where]
-        value, nll, correct = denoiser.score(
+        value, nll, correct = reading(denoiser, batch).score(
             batch.tokens,
             torch.zeros(len(batch.tokens), device=batch.tokens.device),
             where,
@@ -342,6 +342,33 @@ class CausalFirst:
                 raise ConfigError("CausalFirst needs a network to read causally: a denoisers.Full")
             return NextToken()(denoiser.autoregressive(), batch, rng)
         return self.then(denoiser, batch, rng)
+
+
+@dataclass(frozen=True)
+class DroppedSource:
+    """Another objective, each row without its source at a given rate.
+
+    So that the model also learns to write from nothing, which guidance needs (Ho & Salimans, arXiv
+    2207.12598). Which rows depends on the run's seed and their slots alone.
+    """
+
+    then: Objective
+    rate: float
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        assert isinstance(batch, PairBatch), "checked before training: there are pairs"
+        dropped = rng.fold(2).fold(batch.slots).uniform(1) < self.rate
+        seen = replace(batch, source=batch.source.masked_fill(dropped, ABSENT))
+        return self.then(denoiser, seen, rng)
+
+
+def reading(denoiser: Trainable, batch: Batch) -> Trainable:
+    """The denoiser that reads the sources of a batch, if it has any."""
+    if not isinstance(batch, PairBatch):
+        return denoiser
+    if not isinstance(denoiser, Full):
+        raise ConfigError("a source needs a network that reads it: a denoisers.Full")
+    return denoiser.conditioned(batch.source)
 
 
 def _loss(value: Tensor, nll: Tensor, count: Tensor, correct: Tensor) -> Loss:

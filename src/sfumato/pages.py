@@ -32,6 +32,7 @@ class Task:
     filters: tuple[Filter, ...]
     left: Tensor | None = None  # [B, P] prompts before the canvas
     hidden: Tensor | None = None  # [B, P] bool, their padding
+    source: Tensor | None = None  # [B, S] what is written from, `ABSENT` in padding
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Texts, check_guidance, reading, repeated, source_rows
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import encode, save_tokenizer, special_ids
 from sfumato.denoisers import Cached, Full, autoregressive
@@ -26,10 +27,11 @@ from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
+from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, template
 from sfumato.rng import Rng
-from sfumato.types import Batch, Filter
+from sfumato.types import Batch, Filter, PairBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -118,24 +120,29 @@ class DiffusionLM:
 
     def generate(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: Texts = "",
         *,
+        source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
     ) -> Generation:
         """Write text after each prompt (none: from nothing); `changes` are `GenerationOptions`.
 
-        `num_samples` texts for every prompt. The same seed gives a row the same text whatever
-        other rows are in the batch.
+        A model trained on pairs writes from `source`, read once: by its encoder, or as text before
+        the prompt. `num_samples` texts for every prompt. The same seed gives a row the same text
+        whatever other rows are in the batch.
         """
-        task = self.start(prompt, num_samples=num_samples, filters=filters, **changes)
+        task = self.start(
+            prompt, source=source, num_samples=num_samples, filters=filters, **changes
+        )
         return self.finish(_last(self.run(task)))
 
     def stream(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: Texts = "",
         *,
+        source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
@@ -144,12 +151,16 @@ class DiffusionLM:
 
         `show` makes text of a page, `finish` a `Generation` of the last.
         """
-        return self.run(self.start(prompt, num_samples=num_samples, filters=filters, **changes))
+        task = self.start(
+            prompt, source=source, num_samples=num_samples, filters=filters, **changes
+        )
+        return self.run(task)
 
     def infill(
         self,
-        text: str | Sequence[str],
+        text: Texts,
         *,
+        source: Texts | None = None,
         gap_length: int = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
@@ -160,7 +171,12 @@ class DiffusionLM:
         Every gap gets `gap_length` tokens.
         """
         task = self.start_infill(
-            text, gap_length=gap_length, num_samples=num_samples, filters=filters, **changes
+            text,
+            source=source,
+            gap_length=gap_length,
+            num_samples=num_samples,
+            filters=filters,
+            **changes,
         )
         return self.finish(_last(self.run(task)))
 
@@ -169,7 +185,7 @@ class DiffusionLM:
         return self.reader.show(page, row, noise)
 
     def score(
-        self, text: str | Sequence[str], *, num_samples: int = 32, seed: int = 0
+        self, text: Texts, *, source: Texts | None = None, num_samples: int = 32, seed: int = 0
     ) -> "list[Estimate]":
         """Nats per token of each text: the bound on -log p, from `num_samples` random maskings.
 
@@ -178,12 +194,14 @@ class DiffusionLM:
         """
         from sfumato.likelihood import Likelihood, bound, left_to_right
 
-        texts = [text] if isinstance(text, str) else list(text)
-        if not texts or not all(texts):
+        if not text or not all(text):
             raise DataError("nothing to score: every text needs at least one character")
+        texts, sources = repeated(text, source, 1)
         batch, text_at, owner = self.rows(texts)
         first = torch.searchsorted(owner, owner)  # of the rows of the same text
         batch = replace(batch, slots=batch.slots - first)
+        if sources:
+            batch = PairBatch(**vars(batch), source=self._source_rows(sources)[owner])
         with self.inference():
             if self.autoregressive:
                 rows: Likelihood = left_to_right(self.denoiser, batch)
@@ -221,15 +239,16 @@ class DiffusionLM:
 
     def start(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: Texts = "",
         *,
+        source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
     ) -> Task:
         """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         options = self._changed(changes)
-        prompts = _repeated(prompt, num_samples)
+        prompts, sources = repeated(prompt, source, num_samples)
         stems = [self._stem(prompt) for prompt in prompts]
         given = [self._opening(ids) for ids in self.encode(stems)]
         longest = max(map(len, given))
@@ -251,15 +270,16 @@ class DiffusionLM:
         # a text may end, and contains no other special token
         never = self.never - self.reader.ends
         spaced = [[row[1].start] * (p != row[0]) for p, row in zip(prompts, rows, strict=True)]
-        task = self._task(options, rows, tokens, fixed, spaced, never, filters)
+        task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources)
         if left is None or hidden is None or not left.shape[1]:
             return task
         return replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
 
     def start_infill(
         self,
-        text: str | Sequence[str],
+        text: Texts,
         *,
+        source: Texts | None = None,
         gap_length: int = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
@@ -276,7 +296,8 @@ class DiffusionLM:
         options = self._changed(changes)
         if options.length != self.options.length:
             raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
-        laid = [self._gapped(one, gap_length) for one in _repeated(text, num_samples)]
+        texts, sources = repeated(text, source, num_samples)
+        laid = [self._gapped(one, gap_length) for one in texts]
         lengths = [len(ids) for _, ids, _ in laid]
         longest, canvas = max(lengths), options.canvas or 0
         if longest > canvas:
@@ -294,18 +315,16 @@ class DiffusionLM:
         tokens, _ = template([ids for _, ids, _ in laid], width, self.special.filler)
         rows, spaced = [parts for parts, _, _ in laid], [places for _, _, places in laid]
         # a gap does not end the text: what follows it is given
-        return self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters)
+        return self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters, sources)
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
-        options, denoiser = task.options, self._cached(task)
-        if task.left is not None:
-            denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
+        options = task.options
         page = Page(task, 0, task.canvas, torch.where(task.canvas.fixed, 0, -1))
         yield page
         with self.inference():
             pages = generate(
-                denoiser,
+                reading(task, self._cached(task), self.special.all),
                 task.canvas,
                 task.step,
                 task.rng,
@@ -326,7 +345,9 @@ class DiffusionLM:
         attend, options = self.model.attend, task.options
         if self.autoregressive:
             return Cached(self.model, self.special.mask, Causal(), shift=True)
-        alone = task.left is None and not options.lookahead and not hasattr(task.step, "verifies")
+        encoded = task.source is None or isinstance(self.model, EncoderDecoder)
+        alone = task.left is None and encoded and not options.lookahead
+        alone = alone and not hasattr(task.step, "verifies")
         if isinstance(attend, BlockCausal) and alone and options.block == attend.size:
             return Cached(self.model, self.special.mask, attend)
         return self.denoiser
@@ -432,6 +453,7 @@ class DiffusionLM:
         spaced: Sequence[Sequence[int]],  # of each row, where a token must begin with a space
         never: frozenset[int],
         filters: Sequence[Filter],
+        sources: Sequence[str],  # of each row, or none at all
     ) -> Task:
         rng = Rng.from_seed(options.seed or 0, len(rows), device=self.device)
         tokens, fixed = tokens.to(self.device), fixed.to(self.device)
@@ -439,24 +461,20 @@ class DiffusionLM:
         for row, places in enumerate(spaced):
             at[row, places] = True
         own = (Allowed(at, self._spaced),) if any(spaced) else ()
-        return Task(
+        task = Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
             step=options.rule(self.corruption),
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
+            source=self._source_rows(sources) if sources else None,
         )
+        check_guidance(task, self.autoregressive)
+        return task
 
-
-def _repeated(texts: str | Sequence[str], num_samples: int) -> list[str]:
-    """Every text as often as it is wanted."""
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
-        raise ConfigError("no text: give one, or '' to write from nothing")
-    if num_samples < 1:
-        raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
-    return [text for text in texts for _ in range(num_samples)]
+    def _source_rows(self, sources: Sequence[str]) -> Tensor:
+        return source_rows(self.encode(sources), self.special).to(self.device)
 
 
 def _last(pages: Iterator[Page]) -> Page:
