@@ -142,6 +142,36 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """How pairs of texts are found, where pairs are wanted."""
+
+    source_field: Annotated[
+        str | None, typer.Option(help="For pairs: column or key of what is written from.")
+    ] = None
+    target_field: Annotated[str | None, typer.Option(help="And of what is written.")] = None
+    pairs: Annotated[
+        str | None, typer.Option(help="Or: 'first-sentence' writes the rest of a text from it.")
+    ] = None
+    skip_empty: Annotated[
+        bool, typer.Option("--skip-empty", help="Count pairs with an empty side; don't fail.")
+    ] = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether pairs are to be made, and not documents."""
+        fields = self.source_field is not None or self.target_field is not None
+        if self.pairs not in (None, "first-sentence"):
+            raise ConfigError(f"unknown --pairs '{self.pairs}'; known: first-sentence")
+        if self.pairs is not None and fields:
+            raise ConfigError("--pairs cuts one field; leave out --source-field, --target-field")
+        if self.skip_empty and not (fields or self.pairs):
+            raise ConfigError(
+                "--skip-empty is for pairs: name --source-field and --target-field, or --pairs"
+            )
+        return fields or self.pairs is not None
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The tokenizer that text is prepared with."""
 
