@@ -401,7 +401,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
         return f"{float(estimate['value']):.{digits}f} +- {float(estimate['error']):.{digits}f}"
 
     lines = []
-    for key in ("likelihood", "exact_likelihood"):
+    for key in ("likelihood", "exact_likelihood", "shuffled_likelihood"):
         if key in results:
             found = results[key]
             lines += [
@@ -412,6 +412,9 @@ def _summary(results: dict[str, Any]) -> list[str]:
                 f"  {found['accuracy']:.1%} right of the {found['accuracy_of']}",
                 f"  {results['rows']:,} rows, {found['tokens']:,} tokens, {found['bytes']:,} bytes",
             ]
+    if "nats_from_source" in results:
+        told = number(results["nats_from_source"], 4)
+        lines.append(f"  {told} nats a token more than with the right source, on the same draws")
     for key in ("generated", "held_out") if "texts" in results else ():
         found = results["texts"][key]
         distinct = ", ".join(f"{float(share):.3f}" for share in found["distinct"].values())

@@ -201,6 +201,9 @@ class Measuring:
         None
     )
     temperature: Annotated[float | None, typer.Option(help="Its temperature.")] = None
+    shuffled: Annotated[
+        bool, typer.Option("--shuffled", help="Of pairs, also given another row's source.")
+    ] = False
     judge: Annotated[
         str | None, typer.Option(help="Causal model that judges generated texts, by path.")
     ] = None
