@@ -109,6 +109,18 @@ def test_a_prompt_before_the_page_is_hidden_too():
     close(found.softmax(-1), (2 * c - u).nan_to_num(-torch.inf).softmax(-1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_source_is_read_as_if_it_were_alone(kind):
+    """However long its neighbours' are, and wherever its padding is."""
+    plain, source, tokens = KINDS[kind](), text(3, 5, 9), noisy(3, 6)
+    source[0, 3:], source[1, :2], source[2, 4] = ABSENT, ABSENT, ABSENT
+    together = plain.conditioned(source)(tokens, T)
+    for row, own in enumerate((source[:1, :3], source[1:2, 2:], source[2:, :4])):
+        one = slice(row, row + 1)
+        close(plain.conditioned(own)(tokens[one], T[one]), together[one])
+
+
 def test_the_encoder_runs_once_for_a_request():
     model, tokens = reader(), noisy(3, 6)
     calls = []

@@ -237,13 +237,14 @@ def add_encoder(
     run: Run, decoder: DiffusionTransformer, pairs: PreparedPairs | None
 ) -> EncoderDecoder:
     """The same network with an encoder, fresh by the run's seed or from another model's weights."""
-    options, start = run.model.encoder, None
+    options, config, start = run.model.encoder, decoder.config, None
     assert options is not None, "asked for"
+    assert isinstance(config, TransformerConfig), "the network's own"
     if isinstance(decoder, EncoderDecoder):
         raise ConfigError(f"{run.model.init_from} has an encoder; leave out model.encoder")
     longest = None if pairs is None else pairs.longest_source
     common = {
-        "vocab_size": decoder.config.vocab_size,
+        "vocab_size": config.vocab_size,
         "max_position_embeddings": options.max_position_embeddings or longest or run.data.length,
         "dropout": options.dropout,
     }
@@ -258,7 +259,7 @@ def add_encoder(
         shape = TransformerConfig(**{key: getattr(start.config, key) for key in SHAPE} | common)
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        network = EncoderDecoder(EncoderDecoderConfig.of(shape, decoder.config))
+        network = EncoderDecoder(EncoderDecoderConfig.of(shape, config))
     network.load_decoder(decoder)
     if start is not None:
         network.load_encoder(start)
