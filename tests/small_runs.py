@@ -52,6 +52,7 @@ def golden_losses(folder: Path) -> dict[str, list[float]]:
     words = prepare_words(folder / "words")
     kinds = {
         "masked": [],
+        "block": ["objective.name=block", "model.block_size=8"],
         "uniform": ["corruption.name=uniform", "objective.name=bound"],
         "next_token": ["objective.name=next_token", "train.optimizer=adamw"],
     }

@@ -68,7 +68,7 @@ def test_all_options_reach_the_model(run, folder):
     words += ["--step", "threshold", "--step-option", "level=0.25", "--temperature", 0.5]
     words += ["--top-k", 7, "--top-p", 0.75, "--min-p", 0.01, "--repetition-penalty", 1.25]
     words += ["--suppress", 40, "--suppress", 41, "--block", 3, "--no-lookahead", "--seed", 9]
-    words += ["--guidance", 0.5]
+    words += ["--approx-cache", "dual", "--approx-refresh", 2]
     code, out, err = run(*words, "--device", "cpu")
     assert code == 0, err
     result = json.loads(out)
@@ -83,7 +83,9 @@ def test_all_options_reach_the_model(run, folder):
         "step_options": {"level": 0.25},
         "block": 3,
         "lookahead": False,
-        "guidance": 0.5,
+        "guidance": 0.0,
+        "approx_cache": "dual",
+        "approx_refresh": 2,
         "temperature": 0.5,
         "top_k": 7,
         "top_p": 0.75,

@@ -17,9 +17,9 @@ LAYERS = """
 errors rng types devices
 schedules filters logits
 corruption models data
-denoisers guidance
+denoisers guidance readers approximate
 objectives steps revising
-generate likelihood testing
+generate blockwise likelihood testing
 options folders pages conditions pipeline pipeline_hf conditional
 evals
 train export serve

@@ -333,29 +333,22 @@ def test_an_autoregressive_model_writes_no_other_way(writer, changes, message):
 
 
 @pytest.mark.parametrize("length", [None, 9])
-def test_cached_text_on_the_left_changes_nothing(length):
-    """Neither of an autoregressive model, nor of a block-causal one that writes its blocks."""
-    blocks = {"block": 8, "lookahead": False, "num_steps": 9}
-    for lm, options in (
-        (tiny_lm(objective="next_token"), {}),
-        (tiny_lm(attention="block_causal", block_size=8), {**blocks, "step": "margin"}),
-        (tiny_lm(attention="block_causal", block_size=8), {**blocks, "step": "wino"}),
-    ):
-        task = lm.start(PROMPTS, temperature=0, length=length, **options)
-        denoiser = lm.denoiser
-        if task.left is not None:
-            denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
-        pages = generate(
-            denoiser,
-            task.canvas,
-            task.step,
-            task.rng,
-            num_steps=task.options.num_steps,
-            block=task.options.block,
-            lookahead=False,
-            filters=task.filters,
-        )
-        assert torch.equal(last(lm.run(task)).canvas.tokens, last(pages).tokens)
+def test_cached_autoregression_writes_what_the_uncached_one_does(length):
+    lm = tiny_lm(objective="next_token")
+    task = lm.start(PROMPTS, temperature=0, length=length)
+    denoiser = lm.denoiser
+    if task.left is not None:
+        denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
+    pages = generate(
+        denoiser,
+        task.canvas,
+        task.step,
+        task.rng,
+        block=task.options.block,
+        lookahead=False,
+        filters=task.filters,
+    )
+    assert torch.equal(last(lm.run(task)).canvas.tokens, last(pages).tokens)
 
 
 def test_an_autoregressive_model_can_be_asked_as_it_answered(writer):

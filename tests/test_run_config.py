@@ -130,7 +130,7 @@ def test_a_schedule_made_from_another_is_a_run_s(tmp_path):
     run = load_run(LEAST, words)
     wanted = Masked(9, 8, Clipped(CosineAlpha(), high=0.9))
     assert build_corruption(run, 9, 8) == wanted
-    assert build_objective(run, wanted).selection.schedule == wanted.schedule
+    assert build_objective(run, wanted, None).selection.schedule == wanted.schedule
     (tmp_path / "run.yaml").write_text(dump_run(run))
     changed = load_run(tmp_path / "run.yaml", ["corruption.schedule.schedule=power"])
     assert build_corruption(changed, 9, 8).schedule == Clipped(Power(), high=0.9)
@@ -159,7 +159,7 @@ def test_a_schedule_made_from_another_is_a_run_s(tmp_path):
 def test_a_schedule_that_cannot_be_is_refused(words, message):
     run = load_run(LEAST, words)
     with pytest.raises(ConfigError, match=message):
-        build_objective(run, build_corruption(run, 9, 8))
+        build_objective(run, build_corruption(run, 9, 8), None)
 
 
 def sections(section: type[Section]) -> list[type[Section]]:

@@ -93,6 +93,11 @@ class Writing:
     lookahead: Annotated[
         bool | None, typer.Option(help="A block sees what follows it.", show_default="lookahead")
     ] = None
+    approx_cache: Annotated[
+        str | None,
+        typer.Option(help="prefix or dual: read what is around a block once. Not exact."),
+    ] = None
+    approx_refresh: Annotated[int | None, typer.Option(help="Or once in so many steps.")] = None
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None
 
     def changes(self) -> dict[str, Any]:

@@ -55,8 +55,14 @@ def source_rows(encoded: Sequence[Sequence[int]], special: "SpecialIds") -> Tens
     return torch.tensor([[ABSENT] * (width - len(ids)) + ids for ids in whole])
 
 
-def check_guidance(task: Task, autoregressive: bool) -> None:
-    """Raise if there is nothing to be guided by."""
+def check_conditions(task: Task, autoregressive: bool, in_blocks: bool) -> None:
+    """Raise if a source cannot be read, or there is nothing to be guided by."""
+    if in_blocks and (task.source is not None or task.options.guidance):
+        raise ConfigError(
+            "a model of blocks reads no source, and cannot be guided; leave out source and guidance"
+        )
+    if task.options.approx_cache and (task.source is not None or task.options.guidance):
+        raise ConfigError("approx_cache keeps nothing of a source or of guidance; leave it out")
     if not task.options.guidance or task.source is not None:
         return
     if autoregressive:

@@ -16,12 +16,14 @@ from sfumato.models.attend import (
     Attend,
     BlockCausal,
     Causal,
+    NoisyBlocks,
     positions_from,
     row_positions,
 )
+from sfumato.models.attend import Full as Whole
+from sfumato.models.cache import KeyValues
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.source import Source
-from sfumato.models.transformer import KeyValues
 from sfumato.types import ABSENT, Integrand
 
 
@@ -29,18 +31,18 @@ from sfumato.types import ABSENT, Integrand
 class Shadow:
     """Leave-one-out attention over 2L positions: the tokens, then L masks that shadow them.
 
-    Tokens see tokens. A shadow sees itself and every token but the one it stands for (WINO, arXiv
-    2507.18578). At masked positions that is the ordinary prediction. At decided ones it is the
-    prediction as if they were masked in a network of one layer; in deeper ones their neighbours
-    have seen them, and pass on some of it.
+    All see the text read before. Tokens see tokens. A shadow sees itself and every token but the
+    one it stands for (WINO, arXiv 2507.18578). At masked positions that is the ordinary prediction.
+    At decided ones it is the prediction as if they were masked in a network of one layer; in deeper
+    ones their neighbours have seen them, and pass on some of it.
     """
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
-        length = query.shape[1] // 2
+        length, before = query.shape[1] // 2, key.shape[1] - query.shape[1]
         itself = torch.eye(length, dtype=torch.bool, device=query.device)
         none = torch.zeros_like(itself)
         seen = torch.cat((torch.cat((~none, none), 1), torch.cat((~itself, itself), 1)), 0)
-        return seen[None]
+        return torch.nn.functional.pad(seen, (before, 0), value=True)[None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Full:
     shift: bool = False  # an autoregressive network: its output at i is about i + 1
     attend: Attend | None = None
     source: Source | None = None  # what an encoder made of it
+
+    @property
+    def block_size(self) -> int | None:
+        """Of a network that reads block after block."""
+        attend = self.attend or getattr(self.model, "attend", None)
+        return attend.size if isinstance(attend, BlockCausal) else None
 
     def given(
         self,
@@ -130,6 +138,10 @@ class Full:
         if self.source is not None and other.source is not None:
             source = self.source.beside(other.source)
         return replace(self, left=left, right=right, left_hidden=hidden, source=source)
+
+    def two_stream(self, clean: Tensor, size: int) -> "TwoStream":
+        """The same network reading every block of `size` at once, each after clean text [B, L]."""
+        return TwoStream(self.model, self.mask_id, clean, size)
 
     def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
         """Logits [N, V] at `where`, each about as if its position were masked: one wide forward.
@@ -224,6 +236,10 @@ class Full:
         return before.masked_fill(starts, self.mask_id)
 
     def _network(self, tokens: Tensor, t: Tensor, segments: Tensor | None, where: Tensor) -> Tensor:
+        if self.block_size and self.left is not None:  # in training, earlier blocks are clean
+            times = t[:, None].expand(tokens.shape).clone()
+            times[:, : self.left.shape[1]] = 0
+            t = times
         out = self.model(
             self._shifted(tokens, segments),
             t=t,
@@ -233,6 +249,59 @@ class Full:
             **_reading(self.source),
         )
         return without_mask(out.logits, self.mask_id)
+
+
+@dataclass(frozen=True)
+class TwoStream:
+    """Every block noisy in one pass, each seeing the clean text of the blocks before it.
+
+    The clean text is read once, block by block, and the noisy text attends to its keys and values
+    (BD3-LM, arXiv 2503.09573, section 3.2): L x 2L scores, and no output head on the clean half.
+    """
+
+    model: nn.Module
+    mask_id: int
+    clean: Tensor  # [B, L]
+    size: int
+
+    def score(
+        self,
+        tokens: Tensor,  # [B, L]
+        t: Tensor,  # [B, L], one time for each block
+        where: Tensor,  # [B, L] bool
+        targets: Tensor,  # [N]
+        weights: Tensor,  # [N]
+        *,
+        segments: Tensor | None = None,  # [B, L]
+        integrand: Integrand | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Full.score`; blocks count from the start of each document."""
+        if segments is None:
+            segments = torch.zeros_like(tokens)
+        positions, read, attend = positions_from(segments), None, Whole()
+        if int(positions.max()) >= self.size:  # else no document has an earlier block to see
+            read = self.model(
+                self.clean,
+                t=torch.zeros_like(t),
+                segments=segments,
+                where=torch.zeros_like(where),
+                attend=BlockCausal(self.size),
+            ).key_values
+            attend = NoisyBlocks(self.size)
+        out = self.model(
+            tokens,
+            t=t,
+            segments=segments,
+            positions=positions,
+            where=where,
+            labels=targets,
+            weights=weights,
+            excluded=(self.mask_id,),
+            integrand=integrand,
+            attend=attend,
+            past=read,
+        )
+        return out.loss, out.nll, out.correct
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,17 @@ from torch import Tensor
 from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError, DataError
 from sfumato.generate import blank, generate
-from sfumato.objectives import Bound, Draw, ExactK, MaskedDiffusion, NextToken, Times, reading
+from sfumato.models.attend import positions_from
+from sfumato.objectives import (
+    BlockDiffusion,
+    Bound,
+    Draw,
+    ExactK,
+    MaskedDiffusion,
+    NextToken,
+    Times,
+    reading,
+)
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
 from sfumato.steps import Chooser, commit, spread
@@ -150,14 +160,21 @@ def exact_k(
     _check_masked("exact_k", corruption)
     return _average(
         f"exact_k(samples={samples})",
-        lambda times: MaskedDiffusion(
-            corruption.mask_id, times, ExactK(schedule=corruption.schedule)
+        lambda times: _within_blocks(
+            denoiser,
+            MaskedDiffusion(corruption.mask_id, times, ExactK(schedule=corruption.schedule)),
         ),
         denoiser,
         batch,
         rng,
         samples,
     )
+
+
+def _within_blocks(denoiser: Trainable, masked: MaskedDiffusion) -> Objective:
+    """A block-causal model reads clean text before a block: its bound is a sum over blocks."""
+    size = getattr(denoiser, "block_size", None)
+    return BlockDiffusion(size, masked) if size else masked
 
 
 @torch.no_grad()
@@ -202,8 +219,9 @@ def discrete(
     samples = num_steps if samples is None else samples
     return _average(
         f"discrete(num_steps={num_steps}, samples={samples})",
-        lambda times: MaskedDiffusion(
-            corruption.mask_id, times, _StepOf(corruption.schedule, num_steps)
+        lambda times: _within_blocks(
+            denoiser,
+            MaskedDiffusion(corruption.mask_id, times, _StepOf(corruption.schedule, num_steps)),
         ),
         denoiser,
         batch,
@@ -228,13 +246,16 @@ class _StepOf:
 
 
 @dataclass(frozen=True)
-class _At:
-    """Times that are already known."""
+class _Equidistant:
+    """The times of one of `samples` draws, with one random offset for each row or block."""
 
-    u: Tensor  # [B]
+    number: int
+    samples: int
+    rng: Rng
 
     def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
-        return self.u
+        offset = self.rng.fold(self.samples).fold(slots).uniform(1)[:, 0]
+        return (self.number + offset) / self.samples
 
 
 def _average(
@@ -245,11 +266,10 @@ def _average(
     rng: Rng,
     samples: int,
 ) -> Likelihood:
-    """Mean of an objective at `samples` equidistant times with one random offset for each row."""
+    """Mean of an objective at `samples` equidistant times."""
     _check_samples(samples)
-    offset = rng.fold(samples).fold(batch.slots).uniform(1)[:, 0]
     losses = [
-        objective(_At((number + offset) / samples))(denoiser, batch, rng.fold(number))
+        objective(_Equidistant(number, samples, rng))(denoiser, batch, rng.fold(number))
         for number in range(samples)
     ]
     return _mean(
@@ -312,6 +332,8 @@ def any_order(
     _check_samples(samples)
     length = batch.tokens.shape[1]
     orders = [rng.fold(number).fold(batch.slots).uniform(length) for number in range(samples)]
+    if size := getattr(denoiser, "block_size", None):  # one block is written after another
+        orders = [order + positions_from(batch.segments) // size for order in orders]
     each = [by_order(denoiser, corruption, batch, order) for order in orders]
     return _mean(
         f"any_order(samples={samples})",

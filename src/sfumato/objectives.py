@@ -18,9 +18,10 @@ from torch import Tensor
 from sfumato.corruption import Corruption
 from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
+from sfumato.models.attend import HIDDEN, positions_from
 from sfumato.rng import Rng
 from sfumato.schedules import Linear, Schedule
-from sfumato.types import ABSENT, Batch, Loss, Objective, PairBatch, Trainable
+from sfumato.types import ABSENT, Batch, Loss, Objective, PairBatch, Scorer, Trainable
 
 # --- when: one number in (0, 1) a row, spread over the global batch ---
 
@@ -242,27 +243,131 @@ class MaskedDiffusion:
             )
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        batch, noise = self.noise(batch, rng)
+        return _masked_loss(reading(denoiser, batch), batch, noise, self.mask_id)
+
+    def noise(self, batch: Batch, rng: Rng) -> tuple[Batch, "Noise"]:
+        """The rows that are scored, twice as many if `complementary`, and what masks them."""
         u = self.times(batch.slots, rng.fold(0))
         draw = self.selection(batch, u, rng.fold(1).fold(batch.slots))
         if isinstance(self.selection, PairedSelection) and self.complementary:
             other = self.selection.complement(batch, draw)
-            batch = type(batch)(*(torch.cat((part, part)) for part in vars(batch).values()))
+            batch = _twice(batch)
             draw = Draw(*(torch.cat(pair) for pair in zip(draw, other, strict=True)))
-        noisy = draw.noisy
-        weights = self.weight(draw, batch).expand(noisy.shape)[noisy].float()
-        value, nll, correct = reading(denoiser, batch).score(
-            batch.tokens.masked_fill(noisy, self.mask_id),
-            draw.t.float(),
-            noisy,
-            batch.tokens[noisy],
-            weights,
-            segments=batch.segments,
-        )
-        integrand = torch.zeros(noisy.shape, device=nll.device)
-        bound_weights = draw.weight[:, None].expand(noisy.shape)[noisy].float()
-        integrand[noisy] = bound_weights * nll
-        count = batch.trainable.sum()
-        return _loss(value, integrand, count, correct)
+        shape = draw.noisy.shape
+        weight, bound = self.weight(draw, batch), draw.weight[:, None]
+        return batch, Noise(draw.noisy, weight.expand(shape), bound.expand(shape), draw.t)
+
+
+class Noise(NamedTuple):
+    """What is masked, and what each masked token's cross-entropy is multiplied by."""
+
+    noisy: Tensor  # [B, L] bool
+    weight: Tensor  # [B, L] in the training loss
+    bound: Tensor  # [B, L] in the bound
+    t: Tensor  # [B], or [B, L]
+
+
+def _masked_loss(denoiser: Scorer, batch: Batch, noise: Noise, mask_id: int) -> Loss:
+    noisy = noise.noisy
+    value, nll, correct = denoiser.score(
+        batch.tokens.masked_fill(noisy, mask_id),
+        noise.t.float(),
+        noisy,
+        batch.tokens[noisy],
+        noise.weight[noisy].float(),
+        segments=batch.segments,
+    )
+    integrand = torch.zeros(noisy.shape, device=nll.device)
+    integrand[noisy] = noise.bound[noisy].float() * nll
+    return _loss(value, integrand, batch.trainable.sum(), correct)
+
+
+def _twice(batch: Batch) -> Batch:
+    return type(batch)(*(torch.cat((part, part)) for part in vars(batch).values()))
+
+
+# --- block diffusion: masked diffusion inside a block, given the clean text before it ---
+
+
+@dataclass(frozen=True)
+class BlockDiffusion:
+    """A block is a row of `masked` that sees those before it (BD3-LM, arXiv 2503.09573, eq. 8).
+
+    Blocks of `size` tokens count from the start of each document, and the last may be shorter. Of
+    size 1, the bound is the exact likelihood from left to right; of the size of the row, this is
+    `masked` itself. `masked.times` should spread over rows x blocks; a row of several documents may
+    have more than length / size blocks, which then share the times of the next rows'.
+    """
+
+    size: int
+    masked: MaskedDiffusion
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ConfigError(f"block size must be at least 1, got {self.size}")
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        if not isinstance(denoiser, Full):
+            raise ConfigError("block diffusion reads a network in two streams: a denoisers.Full")
+        if isinstance(batch, PairBatch):
+            raise ConfigError("block diffusion does not read sources; use masked diffusion")
+        blocks, at = cut(batch, self.size)
+        scored, noise = self.masked.noise(blocks, rng)
+        if len(scored.tokens) > len(blocks.tokens):
+            batch, at = (
+                _twice(batch),
+                torch.cat((at, torch.where(at < 0, -1, at + batch.tokens.numel()))),
+            )
+        inside = at >= 0
+
+        def spread(values: Tensor) -> Tensor:
+            full = values.new_zeros(batch.tokens.numel())
+            full[at[inside]] = values.expand(at.shape)[inside]
+            return full.view(batch.tokens.shape)
+
+        noise = Noise(*map(spread, (noise.noisy, noise.weight, noise.bound, noise.t[:, None])))
+        stream = denoiser.two_stream(batch.tokens, self.size)
+        return _masked_loss(stream, batch, noise, self.masked.mask_id)
+
+
+def cut(batch: Batch, size: int) -> tuple[Batch, Tensor]:
+    """Blocks of a batch as rows [N, size], and where they are in it: [N, size] of B * L, or -1.
+
+    The slot of block j is slot * ceil(L / size) + j.
+    """
+    rows, length = batch.tokens.shape
+    positions = positions_from(batch.segments)
+    visible = batch.segments != HIDDEN
+    number = ((positions % size == 0) & visible).cumsum(1) - 1
+    counts = number[:, -1:] + 1
+    block = (number + counts.cumsum(0) - counts)[visible]
+    at = torch.full((int(counts.sum()), size), -1, device=block.device)
+    at[block, (positions % size)[visible]] = torch.arange(rows * length, device=block.device)[
+        visible.flatten()
+    ]
+    inside = at >= 0
+    slots = torch.zeros(len(at), dtype=torch.int64, device=block.device)
+    slots[block] = (batch.slots[:, None] * -(-length // size) + number)[visible]
+    return Batch(
+        batch.tokens.flatten()[at],
+        batch.trainable.flatten()[at] & inside,
+        torch.where(inside, 0, HIDDEN),
+        slots,
+    ), at
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """One objective after another, each in the slots before its end; the last for the rest."""
+
+    stages: tuple[tuple[int, Objective], ...]  # (end in slots, objective), by rising ends
+    last: Objective
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        slot = int(batch.slots[0])
+        now = (objective for end, objective in self.stages if slot < end)
+        return next(now, self.last)(denoiser, batch, rng)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ class GenerationOptions:
     block: int | None = None  # decode in blocks of this many positions
     lookahead: bool = True  # a block sees what follows it
     guidance: float = 0.0  # further towards source or prompt, by this; twice the cost
+    approx_cache: str | None = None  # "prefix" or "dual": what is around a block is read once
+    approx_refresh: int | None = None  # or once in so many steps
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -123,7 +125,7 @@ class GenerationOptions:
     seed: int | None = None  # None: another text every time
 
     def __post_init__(self):
-        for name in ("length", "canvas", "num_steps", "block"):
+        for name in ("length", "canvas", "num_steps", "block", "approx_refresh"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -131,6 +133,10 @@ class GenerationOptions:
             raise ConfigError(f"guidance must be a number of at least 0, got {self.guidance}")
         if self.layout not in LAYOUTS:
             raise ConfigError(f"layout must be 'packed' or 'padded', got '{self.layout}'")
+        if self.approx_cache not in (None, "prefix", "dual"):
+            raise ConfigError(f"approx_cache must be 'prefix' or 'dual', got '{self.approx_cache}'")
+        if self.approx_refresh is not None and self.approx_cache is None:
+            raise ConfigError("approx_refresh is for an approx_cache; name it, 'prefix' or 'dual'")
         if self.step is None and self.step_options:
             raise ConfigError("step_options without a step; name the step that they are for")
         if self.step is not None and self.step not in STEPS:
@@ -156,6 +162,53 @@ class GenerationOptions:
         if named.get("step", self.step) != self.step:
             named.setdefault("step_options", {})
         return replace(self, **named)
+
+    def within(self, positions: int, vocab_size: int) -> "GenerationOptions":
+        """For a model of so many positions and tokens."""
+        canvas = self.canvas or positions
+        if canvas > positions:
+            raise ConfigError(f"canvas {canvas} is larger than the model's {positions} positions")
+        if any(not 0 <= i < vocab_size for i in self.suppress):
+            raise ConfigError(
+                f"suppress must hold token ids from 0 to {vocab_size - 1}, got {self.suppress}"
+            )
+        return replace(self, canvas=canvas)
+
+    def one_by_one(self) -> "GenerationOptions":
+        """How an autoregressive model writes: every token after those on its left."""
+        own = {"step": "left_to_right", "num_steps": None, "block": 1}
+        for name, only in own.items():
+            if getattr(self, name) not in (None, only):
+                raise ConfigError(
+                    f"this model writes one token after another, from left to right; got "
+                    f"{name}={getattr(self, name)}: leave it out"
+                )
+        return replace(self, step="left_to_right", block=1, lookahead=False)
+
+    def in_blocks(self, size: int) -> "GenerationOptions":
+        """How a model of blocks writes: every block after clean text."""
+        if self.block not in (None, size):
+            raise ConfigError(
+                f"this model was trained on blocks of {size} tokens, got block={self.block}: "
+                "leave it out"
+            )
+        return replace(self, block=size, lookahead=False)
+
+    def check_approximate(self, corruption: Corruption, exact: bool) -> None:
+        """Raise if `approx_cache` has no use, for one because the model has an exact cache."""
+        if self.approx_cache is None:
+            return
+        if exact:
+            raise ConfigError(
+                "this model has an exact cache, which is used by itself; leave approx_cache out"
+            )
+        if self.block is None:
+            raise ConfigError("approx_cache keeps what is around a block; set block, such as 32")
+        if hasattr(self.rule(corruption), "verifies"):
+            raise ConfigError(
+                f"step '{self.step}' looks at every position anew, so nothing can be kept; "
+                "leave approx_cache out"
+            )
 
     def rule(self, corruption: Corruption) -> Step:
         """The step rule, for a diffusion model of this corruption."""

@@ -4,6 +4,7 @@ lm = DiffusionLM.from_pretrained("folder or hub name")
 print(lm.generate("Once upon a time").text)
 """
 
+import math
 import re
 import secrets
 from collections import deque
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sfumato.conditions import Texts, check_guidance, reading, repeated, source_rows
+from sfumato.approximate import ApproximateCache
+from sfumato.blockwise import generate_blocks
+from sfumato.conditions import Texts, check_conditions, reading, repeated, source_rows
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import encode, save_tokenizer, special_ids
 from sfumato.denoisers import Cached, Full, autoregressive
@@ -27,11 +30,11 @@ from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
-from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, template
+from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
-from sfumato.types import Batch, Filter, PairBatch
+from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,6 +61,8 @@ class DiffusionLM:
         check_tokenizer(config, tokenizer, self.special)
         self.corruption = corruption_from(config.corruption, config.vocab_size, self.special.mask)
         self.autoregressive = config.objective == "next_token"
+        # of a model that writes block after block, each after clean text
+        self.block_size = model.attend.size if isinstance(model.attend, BlockCausal) else None
         wrap = autoregressive if self.autoregressive else Full
         self.denoiser = wrap(model, self.special.mask)
         ends = {self.special.eos, self.special.pad} - {None}
@@ -254,15 +259,24 @@ class DiffusionLM:
         longest = max(map(len, given))
         most = self.model.config.max_position_embeddings
         limit = most if options.length else options.canvas or most
-        if limit - longest < (options.length or 1):
+        # whole blocks slide over a text of any length
+        room = math.inf if self.block_size and options.length else limit
+        if room - longest < (options.length or 1):
             raise ConfigError(
                 f"{longest} tokens of prompt and {options.length or 1} new ones do not fit into "
                 f"the model's {limit} positions; shorten the prompt or the length"
             )
         left = hidden = None
-        if options.length is None:
-            tokens, fixed = template(given, limit, self.special.mask)
-            rows = [(stem, slice(len(ids), limit)) for stem, ids in zip(stems, given, strict=True)]
+        if options.length is None or self.block_size:
+            width = longest + options.length if options.length else limit
+            tokens, fixed = template(given, width, self.special.mask)
+            stops = [len(ids) + options.length if options.length else limit for ids in given]
+            rows = [
+                (stem, slice(len(ids), stop))
+                for stem, ids, stop in zip(stems, given, stops, strict=True)
+            ]
+            for row, stop in enumerate(stops):
+                tokens[row, stop:], fixed[row, stop:] = self.special.filler, True
         else:
             tokens, fixed = template([[] for _ in given], options.length, self.special.mask)
             left, hidden = left_padded(given, self.special.filler)
@@ -290,6 +304,11 @@ class DiffusionLM:
             raise ConfigError(
                 "this model writes from left to right and cannot see what follows a gap; "
                 "infilling needs a diffusion model"
+            )
+        if self.block_size:
+            raise ConfigError(
+                f"this model writes blocks of {self.block_size} tokens and cannot see what follows "
+                "one; infilling needs a model of full attention"
             )
         if gap_length < 1:
             raise ConfigError(f"gap_length must be at least 1, got {gap_length}")
@@ -319,38 +338,39 @@ class DiffusionLM:
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
-        options = task.options
         page = Page(task, 0, task.canvas, torch.where(task.canvas.fixed, 0, -1))
         yield page
         with self.inference():
-            pages = generate(
-                reading(task, self._cached(task), self.special.all),
-                task.canvas,
-                task.step,
-                task.rng,
-                num_steps=options.num_steps,
-                block=options.block,
-                lookahead=options.lookahead,
-                filters=task.filters,
-            )
-            for number, canvas in enumerate(pages, 1):
+            for number, canvas in enumerate(self._canvases(task), 1):
                 before = page.canvas
                 changed = (before.tokens != canvas.tokens) | (before.noisy & ~canvas.noisy)
                 decided = torch.where(changed, number, page.decided)
                 page = Page(task, number, canvas, torch.where(canvas.noisy, -1, decided))
                 yield page
 
-    def _cached(self, task: Task) -> Full | Cached:
-        """The denoiser that writes, with a cache where the text on the left may have one."""
-        attend, options = self.model.attend, task.options
+    def _canvases(self, task: Task) -> Iterator[Canvas]:
+        options = task.options
+        shared = {"num_steps": options.num_steps, "filters": task.filters}
+        if self.block_size:
+            reader = BlockReader(self.model, self.special.mask, self.block_size)
+            ends, filler = tuple(self.reader.ends), self.special.filler
+            return generate_blocks(
+                reader, task.canvas, task.step, task.rng, **shared, ends=ends, filler=filler
+            )
+        denoiser: Full | Cached = self.denoiser
         if self.autoregressive:
-            return Cached(self.model, self.special.mask, Causal(), shift=True)
-        encoded = task.source is None or isinstance(self.model, EncoderDecoder)
-        alone = task.left is None and encoded and not options.lookahead
-        alone = alone and not hasattr(task.step, "verifies")
-        if isinstance(attend, BlockCausal) and alone and options.block == attend.size:
-            return Cached(self.model, self.special.mask, attend)
-        return self.denoiser
+            denoiser = Cached(self.model, self.special.mask, Causal(), shift=True)
+        around = {"block": options.block, "lookahead": options.lookahead}
+        shown: Denoiser
+        if options.approx_cache:
+            kept = ApproximateCache(
+                self.denoiser, options.approx_cache, refresh=options.approx_refresh
+            )
+            left = task.left
+            shown = kept if left is None else kept.given(left=left, left_hidden=task.hidden)
+        else:
+            shown = reading(task, denoiser, self.special.all)
+        return generate(shown, task.canvas, task.step, task.rng, **shared, **around)
 
     def finish(self, page: Page) -> Generation:
         """Read the last page of a task."""
@@ -358,7 +378,7 @@ class DiffusionLM:
         rows = [list(self.reader.pieces(page, row)) for row in range(len(task.rows))]
         fills = tuple(tuple(p.text for p in pieces if p.tokens) for pieces in rows)
         gaps = isinstance(task.rows[0][-1], str)
-        new = float((~task.canvas.fixed).sum()) / len(rows)
+        new = float((~page.canvas.fixed).sum()) / len(rows)
         return Generation(
             texts=tuple(map("".join, fills)),
             full_texts=tuple("".join(piece.text for piece in pieces) for pieces in rows),
@@ -371,30 +391,15 @@ class DiffusionLM:
 
     def _changed(self, changes: dict[str, Any]) -> GenerationOptions:
         options = self.options.with_changes(**changes)
-        largest = self.model.config.max_position_embeddings
-        canvas = options.canvas or largest
-        if canvas > largest:
-            raise ConfigError(f"canvas {canvas} is larger than the model's {largest} positions")
+        config = self.model.config
+        options = options.within(config.max_position_embeddings, config.vocab_size)
         if self.autoregressive:
-            options = self._one_by_one(options)
-        known = self.model.config.vocab_size
-        if any(not 0 <= i < known for i in options.suppress):
-            raise ConfigError(
-                f"suppress must hold token ids from 0 to {known - 1}, got {options.suppress}"
-            )
+            options = options.one_by_one()
+        elif self.block_size:
+            options = options.in_blocks(self.block_size)
+        options.check_approximate(self.corruption, self.autoregressive or bool(self.block_size))
         seed = secrets.randbits(31) if options.seed is None else options.seed
-        return replace(options, canvas=canvas, seed=seed)
-
-    def _one_by_one(self, options: GenerationOptions) -> GenerationOptions:
-        """How an autoregressive model writes: every token after those on its left."""
-        own = {"step": "left_to_right", "num_steps": None, "block": 1}
-        for name, only in own.items():
-            if getattr(options, name) not in (None, only):
-                raise ConfigError(
-                    f"this model writes one token after another, from left to right; got "
-                    f"{name}={getattr(options, name)}: leave it out"
-                )
-        return replace(options, step="left_to_right", block=1, lookahead=False)
+        return replace(options, seed=seed)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
@@ -470,7 +475,7 @@ class DiffusionLM:
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
             source=self._source_rows(sources) if sources else None,
         )
-        check_guidance(task, self.autoregressive)
+        check_conditions(task, self.autoregressive, bool(self.block_size))
         return task
 
     def _source_rows(self, sources: Sequence[str]) -> Tensor:

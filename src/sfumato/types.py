@@ -82,8 +82,8 @@ class Integrand(Protocol):
         ...
 
 
-class Trainable(Denoiser, Protocol):
-    """A denoiser that objectives can train: it never returns the logits of a whole batch."""
+class Scorer(Protocol):
+    """What objectives train: it never returns the logits of a whole batch."""
 
     def score(
         self,
@@ -98,6 +98,10 @@ class Trainable(Denoiser, Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scalar sum of weights * nll with gradient; nll [N]; correct [N] bool."""
         ...
+
+
+class Trainable(Denoiser, Scorer, Protocol):
+    """A denoiser that objectives can train."""
 
 
 # logits [N, V] at the positions `where` [B, L] of a canvas -> new logits

@@ -41,16 +41,36 @@ class Causal:
 
 @dataclass(frozen=True)
 class BlockCausal:
-    """Every position sees its own block of `size` positions and earlier blocks (BD3-LM)."""
+    """Every position sees its own block of `size` positions and earlier blocks (BD3-LM), of which
+    only the last ones where a number of blocks, its own among them, is given."""
 
     size: int
+    blocks: int | None = None
 
     def __post_init__(self):
         if self.size < 1:
             raise ConfigError(f"block size must be at least 1, got {self.size}")
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
-        return key[:, None, :] // self.size <= query[:, :, None] // self.size
+        own, others = query[:, :, None] // self.size, key[:, None, :] // self.size
+        seen = others <= own
+        return seen if self.blocks is None else seen & (others > own - self.blocks)
+
+
+@dataclass(frozen=True)
+class NoisyBlocks:
+    """Noisy blocks beside the clean text: L positions see L clean ones, then L noisy ones.
+
+    A noisy position sees its own block, and the clean text of the blocks before it (BD3-LM, arXiv
+    2503.09573, section 3.2).
+    """
+
+    size: int
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
+        own, length = query[:, :, None] // self.size, query.shape[1]
+        clean, noisy = key[:, None, :length] // self.size, key[:, None, length:] // self.size
+        return torch.cat((clean < own, noisy == own), -1)
 
 
 ATTENDS = {"full": Full, "causal": Causal, "block_causal": BlockCausal}

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from sfumato.errors import ConfigError
 from sfumato.models.attend import HIDDEN, Full, attention_allowed, positions_from
+from sfumato.models.cache import Before
+from sfumato.models.cache import Layer as Read
 from sfumato.models.head import compute_dtype
 from sfumato.models.source import Layer, Source
 from sfumato.models.transformer import (
@@ -114,10 +116,10 @@ class SourceBlock(Block):
         cos: Tensor,
         sin: Tensor,
         bias: Tensor | None,
-        past: tuple[Tensor, Tensor] | None = None,
+        past: Read | None = None,
         index: Tensor | None = None,
         layer: Layer | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Before]:
         if layer is not None:
             x = x + F.dropout(self.cross(x, layer), self.dropout, self.training)
         return super().forward(x, cos, sin, bias, past, index)

@@ -29,6 +29,7 @@ from sfumato.models.attend import (
     positions_from,
     row_positions,
 )
+from sfumato.models.cache import Before, KeyValues, Layer, Past
 from sfumato.models.head import compute_dtype, score_hidden, score_integrand
 from sfumato.models.source import Source
 from sfumato.types import Integrand
@@ -111,28 +112,6 @@ class TransformerConfig(PreTrainedConfig):
             "num_attention_heads": heads,
         }
         return cls(**{**shape, **options})
-
-
-@dataclass(frozen=True)
-class KeyValues:
-    """Keys and values of text already read; a value: extending it makes a new one."""
-
-    layers: tuple[tuple[Tensor, Tensor], ...]  # each [B, H, P, E]
-    positions: Tensor  # [B, P]
-    segments: Tensor | None  # [B, P]
-
-    @property
-    def length(self) -> int:
-        return self.positions.shape[1]
-
-    def extend(self, new: "KeyValues") -> "KeyValues":
-        """These, then the new ones."""
-        pairs = zip(self.layers, new.layers, strict=True)
-        layers = tuple((torch.cat((k, k2), 2), torch.cat((v, v2), 2)) for (k, v), (k2, v2) in pairs)
-        segments = None
-        if self.segments is not None and new.segments is not None:
-            segments = torch.cat((self.segments, new.segments), 1)
-        return KeyValues(layers, torch.cat((self.positions, new.positions), 1), segments)
 
 
 @dataclass
@@ -237,13 +216,13 @@ class Block(nn.Module):
         cos: Tensor,  # [B, 1, L, E / 2]
         sin: Tensor,
         bias: Tensor | None,  # [B, 1, L, P + L], 0 where seen and -inf elsewhere
-        past: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        past: Layer | None = None,
+    ) -> tuple[Tensor, Before]:
         """What each position gathers from those it sees, [B * L, D]; the new keys and values."""
         q, k, v = self.attention.project(self.attention_norm(x), cos, sin)
-        new = (k, v)
+        new = Before(k, v)
         if past is not None:
-            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+            k, v = past.join(k, v)
         return attention(q, k, v, bias).transpose(1, 2).reshape(x.shape), new
 
     def update(self, x: Tensor, mixed: Tensor) -> Tensor:
@@ -257,9 +236,9 @@ class Block(nn.Module):
         cos: Tensor,  # [B, 1, L, E / 2]
         sin: Tensor,
         bias: Tensor | None,  # [B, 1, L, P + L], 0 where seen and -inf elsewhere
-        past: tuple[Tensor, Tensor] | None = None,
+        past: Layer | None = None,
         index: Tensor | None = None,  # [N] positions wanted; the last block computes no others
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Before]:
         mix, update = _compiled() if self.compiled and self.training else (Block.mix, Block.update)
         mixed, new = mix(self, x, cos, sin, bias, past)
         if index is not None:
@@ -342,26 +321,17 @@ class DiffusionTransformer(PreTrainedModel):
         segments: Tensor | None,  # [B, L]
         positions: Tensor | None,  # [B, L]
         attend: Attend,
-        past: KeyValues | None,
+        past: Past | None,
         where: Tensor | None,  # [B, L] bool
         source: Source | None = None,
     ) -> tuple[Tensor, KeyValues]:
         """Final hidden states, [B, L, D] or [N, D] at `where`, and this call's keys and values."""
         batch, length = input_ids.shape
         if positions is None:
-            positions = _positions(segments, past, batch, length, input_ids.device)
-            total = length + (past.length if past else 0)
-            if total > self.config.max_position_embeddings:
-                raise ConfigError(
-                    f"{total} positions, but the model was built for max_position_embeddings "
-                    f"{self.config.max_position_embeddings}; shorten the text"
-                )
+            positions = self._positions(segments, past, batch, length, input_ids.device)
         keys, key_segments = positions, segments
         if past is not None:
-            keys = torch.cat((past.positions, positions), 1)
-            key_segments = _join(past, segments, batch, length, input_ids.device)
-            if segments is None and key_segments is not None:
-                segments = key_segments[:, past.length :]
+            keys, key_segments, segments = past.known(positions, segments)
         allowed = attention_allowed(attend, positions, keys, segments, key_segments)
         bias = None
         if allowed is not None:
@@ -372,7 +342,7 @@ class DiffusionTransformer(PreTrainedModel):
         if self.time is not None:
             if t is None:
                 raise ConfigError("this model reads the time: pass t, [B] in [0, 1]")
-            x = x + self.time(t).repeat_interleave(length, 0)
+            x = x + self.time((t if t.dim() == 2 else t[:, None].expand(-1, length)).flatten())
         index = None if where is None else where.flatten().nonzero()[:, 0]
         fresh = []
         for number, block in enumerate(self.blocks):
@@ -382,7 +352,7 @@ class DiffusionTransformer(PreTrainedModel):
                 cos,
                 sin,
                 bias,
-                None if past is None else past.layers[number],
+                None if past is None else past.layer(number),
                 index if last else None,
                 *(() if source is None else (source.layers[number],)),
             )
@@ -395,12 +365,33 @@ class DiffusionTransformer(PreTrainedModel):
         x = x if index is not None else x.view(batch, length, -1)
         return x, KeyValues(tuple(fresh), positions, segments)
 
+    def _positions(
+        self,
+        segments: Tensor | None,
+        past: Past | None,
+        batch: int,
+        length: int,
+        device: torch.device,
+    ) -> Tensor:
+        """[B, L] positions of a pass for which none are given."""
+        total = length if past is None else past.span(length)
+        if total > self.config.max_position_embeddings:
+            raise ConfigError(
+                f"{total} positions, but the model was built for max_position_embeddings "
+                f"{self.config.max_position_embeddings}; shorten the text"
+            )
+        if past is not None:
+            return past.next_positions(length).expand(batch, -1)
+        return (
+            row_positions(batch, length, device) if segments is None else positions_from(segments)
+        )
+
     def forward(
         self,
         input_ids: Tensor,  # [B, L]
         attention_mask: Tensor | None = None,  # [B, L], 0 where padded
         *,
-        t: Tensor | None = None,  # [B]
+        t: Tensor | None = None,  # [B], or [B, L] where positions differ
         segments: Tensor | None = None,  # [B, L]
         where: Tensor | None = None,  # [B, L] bool: positions whose output is wanted
         labels: Tensor | None = None,  # [N] clean tokens at `where`: returns nll instead of logits
@@ -409,7 +400,7 @@ class DiffusionTransformer(PreTrainedModel):
         integrand: Integrand | None = None,  # scores the logits instead of cross-entropy
         positions: Tensor | None = None,  # [B, L], counted from the segments if None
         attend: Attend | None = None,  # another pattern than the config's
-        past: KeyValues | None = None,
+        past: Past | None = None,
         source: Source | None = None,  # for blocks that read one: `models.encoder_decoder`
         **kwargs,
     ) -> DiffusionOutput:
@@ -446,36 +437,3 @@ class DiffusionTransformer(PreTrainedModel):
     def num_weights(self) -> int:
         """Trainable numbers, tied ones once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-
-def _positions(
-    segments: Tensor | None,
-    past: KeyValues | None,
-    batch: int,
-    length: int,
-    device: torch.device,
-) -> Tensor:
-    if past is None:
-        if segments is None:
-            return row_positions(batch, length, device)
-        return positions_from(segments)
-    last = past.positions[:, -1:] if past.length else -1
-    return last + 1 + row_positions(batch, length, device)
-
-
-def _join(
-    past: KeyValues,
-    segments: Tensor | None,
-    batch: int,
-    length: int,
-    device: torch.device,
-) -> Tensor | None:
-    """Segments of cached and new positions; new ones continue the last document."""
-    if past.segments is None and segments is None:
-        return None
-    before = past.segments
-    if before is None:
-        before = torch.zeros((batch, past.length), dtype=torch.int64, device=device)
-    if segments is None:
-        segments = before[:, -1:].clamp_min(0).expand(batch, length)
-    return torch.cat((before, segments), 1)

@@ -1,6 +1,7 @@
 """From a run's keys to the values they name."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,23 +14,31 @@ from sfumato.data.tokenizer import SpecialIds
 from sfumato.denoisers import Full, autoregressive
 from sfumato.errors import ConfigError, near
 from sfumato.folders import load_folder
+from sfumato.models.attend import attend_from
 from sfumato.models.encoder_decoder import SHAPE, EncoderDecoder, EncoderDecoderConfig
 from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
 from sfumato.objectives import (
     SELECTIONS,
     TIMES,
     WEIGHTS,
+    BlockDiffusion,
     Bound,
     CausalFirst,
+    Curriculum,
     DroppedSource,
     ExactK,
+    Independent,
     MaskedDiffusion,
     NextToken,
     Systematic,
+    Times,
 )
 from sfumato.schedules import SCHEDULES
 from sfumato.train.config import Choice, EncoderOptions, ModelOptions, Run
 from sfumato.types import Objective, Trainable
+
+# the attention of an objective's model; full for the others
+ATTENTION = {"next_token": "causal", "block": "block_causal"}
 
 
 def build_rule(
@@ -74,9 +83,10 @@ def build_corruption(run: Run, vocab_size: int, mask_id: int) -> Corruption:
     return corruption_from(run.corruption.model_dump(exclude_none=True), vocab_size, mask_id)
 
 
-def build_objective(run: Run, corruption: Corruption) -> Objective:
-    """What the run minimises."""
-    objective, options = _main_objective(run, corruption), run.objective
+def build_objective(run: Run, corruption: Corruption, block_size: int | None) -> Objective:
+    """What the run minimises, with a model of such blocks."""
+    _check_objective(run, corruption)
+    objective, options = _main_objective(run, corruption, block_size), run.objective
     if options.next_token_steps:
         if options.name == "next_token":
             raise ConfigError("objective.next_token_steps is for other objectives than next_token")
@@ -86,53 +96,94 @@ def build_objective(run: Run, corruption: Corruption) -> Objective:
     return objective
 
 
-def _main_objective(run: Run, corruption: Corruption) -> Objective:
+def _check_objective(run: Run, corruption: Corruption) -> None:
+    """Raise if keys of the objective do not go together, or with the noise."""
     options, schedule = run.objective, corruption.schedule
-    if options.name != "masked":
+    if options.name not in ("masked", "block"):
         for key in ("selection", "weight", "complementary"):
             if getattr(options, key):
                 raise ConfigError(
-                    f"objective.{key} is for objective.name=masked, not {options.name}; "
+                    f"objective.{key} is for objective.name=masked or block, not {options.name}; "
                     "leave it out"
                 )
-    times = TIMES[options.times]
-    times = times() if options.times == "independent" else times(run.train.batch_size)
-    if options.name == "next_token":
-        return NextToken()
-    if options.name == "bound":
-        if schedule.low > 0 or schedule.high < 1:
+        if options.name == "bound" and (schedule.low > 0 or schedule.high < 1):
             raise ConfigError(
                 f"objective.name=bound integrates over all noise rates, and {schedule} leaves some "
                 "out; use a corruption.schedule that runs from 0 to 1, or objective.name=masked"
             )
-        return Bound(corruption, times)
-    if not corruption.absorbing:
+    elif not corruption.absorbing:
         raise ConfigError(
-            f"objective.name=masked needs corruption.name=masked, got {run.corruption.name}; "
-            "use objective.name=bound"
+            f"objective.name={options.name} needs corruption.name=masked, got "
+            f"{run.corruption.name}; use objective.name=bound"
         )
+    if options.curriculum and options.name != "block":
+        raise ConfigError(
+            f"objective.curriculum is for objective.name=block, not {options.name}; leave it out"
+        )
+
+
+def _main_objective(run: Run, corruption: Corruption, block_size: int | None) -> Objective:
+    match run.objective.name:
+        case "next_token":
+            return NextToken()
+        case "bound":
+            return Bound(corruption, _times(run, 1))
+        case "masked":
+            return _masked(run, corruption, 1)
+    if block_size is None:
+        raise ConfigError("objective.name=block needs model.block_size; set it, for instance 16")
+    stages, end = [], 0
+    for stage in run.objective.curriculum:
+        end += stage.steps * run.train.batch_size
+        stages.append((end, _blocks(run, corruption, stage.size)))
+    last = _blocks(run, corruption, block_size)
+    return Curriculum(tuple(stages), last) if stages else last
+
+
+def _blocks(run: Run, corruption: Corruption, size: int) -> BlockDiffusion:
+    if size > run.data.length:
+        raise ConfigError(
+            f"blocks of {size} tokens are longer than data.length {run.data.length}; "
+            "make them smaller"
+        )
+    return BlockDiffusion(size, _masked(run, corruption, math.ceil(run.data.length / size)))
+
+
+def _masked(run: Run, corruption: Corruption, blocks: int) -> MaskedDiffusion:
+    options = run.objective
     return MaskedDiffusion(
         corruption.mask_id,
-        times,
+        _times(run, blocks),
         build_rule(
             options.selection or Choice(name="exact_k"),
             SELECTIONS,
             "objective.selection",
-            schedule=schedule,
+            schedule=corruption.schedule,
         ),
         build_rule(options.weight or Choice(name="bound"), WEIGHTS, "objective.weight"),
         options.complementary,
     )
 
 
-def build_measure(run: Run, corruption: Corruption, num_rows: int) -> Objective:
+def _times(run: Run, blocks: int) -> Times:
+    """Noise rates of a step, for so many blocks in a row."""
+    rule = TIMES[run.objective.times]
+    return rule() if rule is Independent else rule(run.train.batch_size * blocks)
+
+
+def build_measure(
+    run: Run, corruption: Corruption, num_rows: int, block_size: int | None
+) -> Objective:
     """What held-out rows are measured by: the bound itself, its times spread over all rows."""
     if run.objective.name == "next_token":
         return NextToken()
-    times = Systematic(num_rows)
+    size = block_size if run.objective.name == "block" else None
+    blocks = math.ceil(run.data.length / size) if size else 1
+    times = Systematic(num_rows * blocks)
     if run.objective.name == "bound":
         return Bound(corruption, times)
-    return MaskedDiffusion(corruption.mask_id, times, ExactK(schedule=corruption.schedule))
+    masked = MaskedDiffusion(corruption.mask_id, times, ExactK(schedule=corruption.schedule))
+    return BlockDiffusion(size, masked) if size else masked
 
 
 def build_network(
@@ -140,6 +191,8 @@ def build_network(
 ) -> DiffusionTransformer:
     """The run's network: fresh or loaded, with an encoder if it says so, frozen if it says so."""
     pairs = data if isinstance(data, PreparedPairs) else None
+    if pairs is not None and run.objective.name == "block":
+        raise ConfigError("objective.name=block does not read sources; use objective.name=masked")
     options, network = run.model, None
     if options.init_from is not None:
         network = load_model(run, data)
@@ -198,7 +251,7 @@ def build_model(
         max_position_embeddings=options.max_position_embeddings or positions or run.data.length,
         dropout=options.dropout,
         time_conditioned=options.time_conditioned,
-        attention=options.attention or ("causal" if objective == "next_token" else "full"),
+        attention=options.attention or ATTENTION.get(run.objective.name, "full"),
         block_size=options.block_size,
         objective=objective,
         corruption=corruption,
@@ -221,15 +274,30 @@ def _own_shape(options: ModelOptions | EncoderOptions) -> dict[str, int]:
 
 def load_model(run: Run, data: Prepared | PreparedPairs) -> DiffusionTransformer:
     """The model that `model.init_from` names, if it fits the data, for this run's noise."""
-    own = {"init_from", "encoder", "freeze_decoder"}
+    name = str(run.model.init_from)
+    own = {"init_from", "encoder", "freeze_decoder", "block_size"}
     if run.model != ModelOptions(**run.model.model_dump(include=own)):
         raise ConfigError(
-            "model.init_from brings its own shape; leave out the other keys of model, but for "
-            "encoder and freeze_decoder"
+            "model.init_from brings its own shape; leave out the other keys of model (but encoder "
+            "and freeze_decoder, and block_size for objective.name=block)"
         )
-    model, tokenizer, _ = load_folder(str(run.model.init_from), torch.float32)
+    model, tokenizer, _ = load_folder(name, torch.float32)
     data.check_tokenizer(tokenizer)
-    model.config.objective, model.config.corruption = _reading(run)
+    config = model.config
+    config.objective, config.corruption = _reading(run)
+    size = run.model.block_size or config.block_size
+    if run.objective.name == "block" and size is None:
+        raise ConfigError(
+            f"objective.name=block needs model.block_size: the model in {name} has no blocks; "
+            "set it, for instance 16"
+        )
+    if run.objective.name != "block" and run.model.block_size is not None:
+        raise ConfigError(
+            f"model.block_size is for objective.name=block, not {run.objective.name}; leave it out"
+        )
+    config.attention = ATTENTION.get(run.objective.name, "full")
+    config.block_size = size if run.objective.name == "block" else None
+    model.attend = attend_from(config.attention, config.block_size)
     return model
 
 

@@ -78,8 +78,8 @@ class ModelOptions(Section):
     max_position_embeddings: Count | None = None  # none: data.length
     dropout: Share = 0.0
     time_conditioned: bool = False
-    attention: str | None = None  # none: causal for next_token, full for the rest
-    block_size: Count | None = None
+    attention: str | None = None  # none: causal for next_token, block_causal for block, else full
+    block_size: Count | None = None  # of block_causal attention
     init_from: str | None = None  # a model, by folder or name, whose weights start the run
     encoder: EncoderOptions | None = None  # reads the sources of pairs; none: they are a prefix
     freeze_decoder: bool = False  # only the encoder and the cross-attention learn
@@ -102,15 +102,24 @@ class CorruptionOptions(Section):
     gamma: float | None = None  # hybrid's
 
 
-class ObjectiveOptions(Section):
-    """What is minimised: masked cross-entropy, the bound of any corruption, or next tokens."""
+class SizeStage(Section):
+    """Steps that learn blocks of another size than the model's own."""
 
-    name: Literal["masked", "bound", "next_token"] = "masked"
+    size: Count
+    steps: Count
+
+
+class ObjectiveOptions(Section):
+    """What is minimised: masked cross-entropy, in whole rows or in blocks, the bound of any
+    corruption, or next tokens."""
+
+    name: Literal["masked", "block", "bound", "next_token"] = "masked"
     times: Literal["systematic", "stratified", "independent"] = "systematic"
-    selection: Choice | None = None  # masked's; none: exact_k
-    weight: Choice | None = None  # masked's; none: bound
-    complementary: bool = False  # masked's
+    selection: Choice | None = None  # of masked and block; none: exact_k
+    weight: Choice | None = None  # of masked and block; none: bound
+    complementary: bool = False  # of masked and block
     source_dropout: Share = 0.0  # share of rows that do not see their source, for guidance
+    curriculum: tuple[SizeStage, ...] = ()  # of block: what comes before model.block_size
     next_token_steps: Steps = 0  # first steps that learn next tokens instead, with the same weights
 
 

@@ -111,7 +111,7 @@ class Trainer:
         if run.train.torch_compile:
             self.model.compile_blocks()
         scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
-        objective = build_objective(run, self.corruption)
+        objective = build_objective(run, self.corruption, self.model.config.block_size)
         self.scored = world.spread(scored, run.train.parallel)  # nothing after it is refused
         fast = fast_dtype(world.device)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": fast}[
@@ -280,7 +280,7 @@ class Trainer:
         """The bound on the first held-out rows, the same noise every time."""
         options, world = self.run.evaluate, self.world
         number = min(options.rows, len(rows))
-        measure = build_measure(self.run, self.corruption, number)
+        measure = build_measure(self.run, self.corruption, number, self.model.config.block_size)
         rng = Rng.from_seed(EVALUATION_SEED, device=world.device)
         sums = torch.zeros((number, 4), dtype=torch.float64, device=world.device)
         self.scored.eval()
