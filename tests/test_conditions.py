@@ -173,3 +173,14 @@ def test_requests_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="positions, but the model was built for"):
         tiny_lm().generate(source=FOX * 3)
     assert lm.lm.options.canvas == CANVAS
+
+
+def test_a_model_of_blocks_and_approximate_caches_are_refused():
+    blocks = tiny_lm(attention="block_causal", block_size=4, layout="packed")
+    for options in ({"source": FOX}, {"prompt": "The", "guidance": 1.0}):
+        with pytest.raises(ConfigError, match="a model of blocks reads no source"):
+            blocks.generate(**options)
+    with pytest.raises(ConfigError, match="block diffusion does not read sources"):
+        blocks.score(BEAR, source=FOX)
+    with pytest.raises(ConfigError, match="approx_cache keeps nothing of a source"):
+        conditional().generate(FOX, block=4, approx_cache="prefix")
