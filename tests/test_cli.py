@@ -83,6 +83,7 @@ def test_all_options_reach_the_model(run, folder):
         "step_options": {"level": 0.25},
         "block": 3,
         "lookahead": False,
+        "guidance": 0.0,
         "approx_cache": "dual",
         "approx_refresh": 2,
         "temperature": 0.5,
@@ -472,3 +473,27 @@ def test_the_version_is_printed(run):
     from sfumato import __version__
 
     assert run("--version") == (0, __version__ + "\n", "")
+
+
+def test_pairs_are_prepared(run, tmp_path):
+    source = tmp_path / "stories.jsonl"
+    stories = [f"Tom saw {n} cats. Then {n} dogs came." for n in range(30)] + ["Only one."]
+    source.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
+    words = ["data", "prepare", source, tmp_path / "out", "--vocab-size", 300]
+    code, out, err = run(*words, "--pairs", "first-sentence")
+    assert code == 1
+    assert "document 31: empty target" in err
+    code, out, err = run(*words, "--pairs", "first-sentence", "--skip-empty", "--validation", 0.2)
+    assert code == 0, err
+    assert "skipped: 1 with empty target" in out
+    assert "sources, train: " in out
+    assert "targets, validation: " in out
+    for wrong, message in (
+        (["--pairs", "last"], "unknown --pairs 'last'"),
+        (["--pairs", "first-sentence", "--source-field", "a"], "leave out --source-field"),
+        (["--skip-empty"], "--skip-empty is for pairs"),
+        (["--source-field", "text"], "give both"),
+    ):
+        code, out, err = run(*words[:3], tmp_path / "no", *wrong)
+        assert (code, out) == (1, "")
+        assert message in err

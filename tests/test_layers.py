@@ -17,10 +17,10 @@ LAYERS = """
 errors rng types devices
 schedules filters logits json_schema grammar lattice
 corruption models data
-denoisers readers approximate
+denoisers guidance readers approximate
 objectives steps revising constrained
 generate blockwise likelihood testing
-options folders pages pipeline pipeline_hf
+options folders pages given conditions pipeline pipeline_hf conditional
 evals
 train export serve
 doctor live training_view cli_options cli __main__

@@ -12,9 +12,10 @@ from sfumato.data.tokenizer import MASK, SPECIAL
 from sfumato.errors import ConfigError, DataError
 from sfumato.filters import Forced
 from sfumato.generate import generate
+from sfumato.given import GAP
 from sfumato.options import STEPS, GenerationOptions
 from sfumato.pages import NOISE
-from sfumato.pipeline import GAP, DiffusionLM
+from sfumato.pipeline import DiffusionLM
 
 PROMPTS = ("The fox", "", "A caf\u00e9 had", "Once upon a time there")
 FILTERS = (

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "recipes").glob("*.yaml")),
+    *sorted((ROOT / "recipes").rglob("*.yaml")),
     *sorted((ROOT / "src" / "sfumato" / "shipped").rglob("README.md")),
 ]
 COMMANDS = (
@@ -75,8 +75,9 @@ def test_every_command_of_the_pages_is_one(page, words):
         return
     context = command.make_context("sfumato", given)
     if "run" in context.params:
-        name = context.params["run"].name
-        load_run(ROOT / "recipes" / ("stories.yaml" if name == "RUN.yaml" else name), context.args)
+        run = context.params["run"]
+        run = Path("recipes/stories.yaml") if run.name == "RUN.yaml" else run
+        load_run(ROOT / run, context.args)
 
 
 def test_the_pages_have_commands():

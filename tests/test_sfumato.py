@@ -7,7 +7,15 @@ import pytest
 
 import sfumato
 
-PUBLIC = ["DiffusionLM", "Generation", "GenerationOptions", "Page", "SfumatoError", "__version__"]
+PUBLIC = [
+    "ConditionalDiffusionLM",
+    "DiffusionLM",
+    "Generation",
+    "GenerationOptions",
+    "Page",
+    "SfumatoError",
+    "__version__",
+]
 
 
 def test_the_public_names_are_these():

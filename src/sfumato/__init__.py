@@ -8,15 +8,25 @@ from typing import TYPE_CHECKING, Any
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
+    from sfumato.conditional import ConditionalDiffusionLM
     from sfumato.options import GenerationOptions
     from sfumato.pages import Generation, Page
     from sfumato.pipeline import DiffusionLM
 
     __version__: str
 
-__all__ = ["DiffusionLM", "Generation", "GenerationOptions", "Page", "SfumatoError", "__version__"]
+__all__ = [
+    "ConditionalDiffusionLM",
+    "DiffusionLM",
+    "Generation",
+    "GenerationOptions",
+    "Page",
+    "SfumatoError",
+    "__version__",
+]
 
 _PLACES = {
+    "ConditionalDiffusionLM": "sfumato.conditional",
     "DiffusionLM": "sfumato.pipeline",
     "Generation": "sfumato.pages",
     "GenerationOptions": "sfumato.options",

@@ -74,6 +74,9 @@ class Writing:
         list[str] | None,
         typer.Option("--step-option", help="The rule's own, such as level=0.8; repeatable."),
     ] = None
+    guidance: Annotated[
+        float | None, typer.Option(help="Above 0: further towards the source or the prompt.")
+    ] = None
     temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0: greedy.")] = (
         None
     )
@@ -168,6 +171,36 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """How pairs of texts are found, where pairs are wanted."""
+
+    source_field: Annotated[
+        str | None, typer.Option(help="For pairs: column or key of what is written from.")
+    ] = None
+    target_field: Annotated[str | None, typer.Option(help="And of what is written.")] = None
+    pairs: Annotated[
+        str | None, typer.Option(help="Or: 'first-sentence' writes the rest of a text from it.")
+    ] = None
+    skip_empty: Annotated[
+        bool, typer.Option("--skip-empty", help="Count pairs with an empty side; don't fail.")
+    ] = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether pairs are to be made, and not documents."""
+        fields = self.source_field is not None or self.target_field is not None
+        if self.pairs not in (None, "first-sentence"):
+            raise ConfigError(f"unknown --pairs '{self.pairs}'; known: first-sentence")
+        if self.pairs is not None and fields:
+            raise ConfigError("--pairs cuts one field; leave out --source-field, --target-field")
+        if self.skip_empty and not (fields or self.pairs):
+            raise ConfigError(
+                "--skip-empty is for pairs: name --source-field and --target-field, or --pairs"
+            )
+        return fields or self.pairs is not None
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The tokenizer that text is prepared with."""
 
@@ -197,6 +230,9 @@ class Measuring:
         None
     )
     temperature: Annotated[float | None, typer.Option(help="Its temperature.")] = None
+    shuffled: Annotated[
+        bool, typer.Option("--shuffled", help="Of pairs, also given another row's source.")
+    ] = False
     judge: Annotated[
         str | None, typer.Option(help="Causal model that judges generated texts, by path.")
     ] = None

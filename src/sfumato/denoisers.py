@@ -22,7 +22,9 @@ from sfumato.models.attend import (
 )
 from sfumato.models.attend import Full as Whole
 from sfumato.models.cache import KeyValues
-from sfumato.types import Integrand
+from sfumato.models.encoder_decoder import EncoderDecoder
+from sfumato.models.source import Source
+from sfumato.types import ABSENT, Integrand
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Full:
     left_hidden: Tensor | None = None  # [B, P] bool, left padding
     shift: bool = False  # an autoregressive network: its output at i is about i + 1
     attend: Attend | None = None
+    source: Source | None = None  # what an encoder made of it
 
     @property
     def block_size(self) -> int | None:
@@ -82,6 +85,15 @@ class Full:
             right = torch.cat((right, self.right), 1)
         return replace(self, left=left, right=right, left_hidden=left_hidden)
 
+    def conditioned(self, source: Tensor) -> "Full":
+        """Also reading a source [B, S], `ABSENT` where it has no token.
+
+        The network's encoder reads it, here and once; without one it is text on the left.
+        """
+        if isinstance(self.model, EncoderDecoder):
+            return replace(self, source=self.model.read(source))
+        return self.given(**_as_prefix(source, self.mask_id))
+
     def __call__(
         self,
         tokens: Tensor,  # [B, L]
@@ -106,6 +118,27 @@ class Full:
         """The same network read causally: logits at i are about token i, given all before it."""
         return replace(self, shift=True, attend=Causal())
 
+    def beside(self, other: "Full") -> "Full | None":
+        """One denoiser of these rows, then those of another; None where one forward cannot."""
+        same = self.model is other.model and (self.shift, self.attend) == (
+            other.shift,
+            other.attend,
+        )
+        own = (self.left, self.right, self.left_hidden)
+        theirs = (other.left, other.right, other.left_hidden)
+        if not same or (self.source is None) != (other.source is None):
+            return None
+        if any(_shape(one) != _shape(two) for one, two in zip(own, theirs, strict=True)):
+            return None
+        left, right, hidden = (
+            None if one is None or two is None else torch.cat((one, two))
+            for one, two in zip(own, theirs, strict=True)
+        )
+        source = None
+        if self.source is not None and other.source is not None:
+            source = self.source.beside(other.source)
+        return replace(self, left=left, right=right, left_hidden=hidden, source=source)
+
     def two_stream(self, clean: Tensor, size: int) -> "TwoStream":
         """The same network reading every block of `size` at once, each after clean text [B, L]."""
         return TwoStream(self.model, self.mask_id, clean, size)
@@ -129,6 +162,7 @@ class Full:
             positions=torch.cat((positions, positions), 1),
             where=torch.cat((torch.zeros_like(at), at), 1),
             attend=Shadow(),
+            **_reading(self.source),
         ).logits
         return without_mask(logits, self.mask_id)
 
@@ -155,6 +189,7 @@ class Full:
             excluded=(self.mask_id,),
             integrand=integrand,
             attend=self.attend,
+            **_reading(self.source),
         )
         return out.loss, out.nll, out.correct
 
@@ -164,6 +199,7 @@ class Full:
             left=_rows(self.left, rows),
             right=_rows(self.right, rows),
             left_hidden=_rows(self.left_hidden, rows),
+            source=None if self.source is None else self.source.rows(rows),
         )
 
     def _join(
@@ -210,6 +246,7 @@ class Full:
             segments=segments,
             where=where,
             attend=self.attend,
+            **_reading(self.source),
         )
         return without_mask(out.logits, self.mask_id)
 
@@ -281,6 +318,7 @@ class Cached:
     shift: bool = False
     past: KeyValues | None = None
     last: Tensor | None = None  # [B, 1] the token before the next one
+    source: Source | None = None
 
     def __post_init__(self):
         if self.attend.allowed(torch.zeros(1, 1), torch.ones(1, 1)) is None:
@@ -320,6 +358,12 @@ class Cached:
         past = new if self.past is None else self.past.extend(new)
         return replace(self, past=past, last=left[:, -1:])
 
+    def conditioned(self, source: Tensor) -> "Cached":
+        """Also reading a source [B, S], as `Full` does; before any text on the left."""
+        if isinstance(self.model, EncoderDecoder):
+            return replace(self, source=self.model.read(source))
+        return self.given(**_as_prefix(source, self.mask_id))
+
     def __call__(
         self,
         tokens: Tensor,  # [B, L]
@@ -340,7 +384,13 @@ class Cached:
         if t is None:
             t = torch.zeros(len(tokens), device=tokens.device)
         return self.model(
-            tokens, t=t, segments=segments, where=where, attend=self.attend, past=self.past
+            tokens,
+            t=t,
+            segments=segments,
+            where=where,
+            attend=self.attend,
+            past=self.past,
+            **_reading(self.source),
         )
 
 
@@ -358,3 +408,20 @@ def autoregressive(model: nn.Module, mask_id: int) -> Full:
 
 def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if tensor is None else tensor[rows]
+
+
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
+
+
+def _reading(source: Source | None) -> dict[str, Source]:
+    """An argument for networks that read a source; others have no such argument."""
+    return {} if source is None else {"source": source}
+
+
+def _as_prefix(source: Tensor, mask_id: int) -> dict[str, Tensor]:
+    """A source [B, S] as text on the left, which is padded on its left."""
+    hidden = source == ABSENT
+    order = hidden.long().argsort(dim=1, descending=True, stable=True)  # what is absent goes first
+    source, hidden = source.gather(1, order), hidden.gather(1, order)
+    return {"left": source.masked_fill(hidden, mask_id), "left_hidden": hidden}

@@ -27,6 +27,7 @@ from sfumato.objectives import (
     MaskedDiffusion,
     NextToken,
     Times,
+    reading,
 )
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
@@ -300,6 +301,7 @@ def by_order(
     order [B, L]: trainable positions are written from the lowest value to the highest.
     """
     _check_masked("by_order", corruption)
+    denoiser = reading(denoiser, batch)
     rank = order.masked_fill(~batch.trainable, order.max() + 1).argsort(1).argsort(1)
     n = batch.trainable.sum(1)
     nats = torch.zeros(batch.tokens.shape, dtype=torch.float64, device=batch.tokens.device)
@@ -368,6 +370,7 @@ def by_decoder(
         )
     if block is not None and bool((batch.segments != batch.segments[:, :1]).any()):
         raise ConfigError("by_decoder with blocks needs rows of one document without padding")
+    denoiser = reading(denoiser, batch)  # type: ignore[arg-type]
     unused = Rng.from_seed(0, len(batch.tokens), batch.tokens.device)
     page = blank(corruption, batch.tokens, ~batch.trainable, unused)
     nothing = torch.zeros(batch.tokens.shape, dtype=torch.float64, device=batch.tokens.device)

@@ -9,7 +9,7 @@ workers, ranks, accumulation or resumption.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -21,7 +21,7 @@ from sfumato.errors import ConfigError
 from sfumato.models.attend import HIDDEN, positions_from
 from sfumato.rng import Rng
 from sfumato.schedules import Linear, Schedule
-from sfumato.types import Batch, Loss, Objective, Scorer, Trainable
+from sfumato.types import ABSENT, Batch, Loss, Objective, PairBatch, Scorer, Trainable
 
 # --- when: one number in (0, 1) a row, spread over the global batch ---
 
@@ -243,7 +243,8 @@ class MaskedDiffusion:
             )
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
-        return _masked_loss(denoiser, *self.noise(batch, rng), self.mask_id)
+        batch, noise = self.noise(batch, rng)
+        return _masked_loss(reading(denoiser, batch), batch, noise, self.mask_id)
 
     def noise(self, batch: Batch, rng: Rng) -> tuple[Batch, "Noise"]:
         """The rows that are scored, twice as many if `complementary`, and what masks them."""
@@ -283,7 +284,7 @@ def _masked_loss(denoiser: Scorer, batch: Batch, noise: Noise, mask_id: int) -> 
 
 
 def _twice(batch: Batch) -> Batch:
-    return Batch(*(torch.cat((part, part)) for part in vars(batch).values()))
+    return type(batch)(*(torch.cat((part, part)) for part in vars(batch).values()))
 
 
 # --- block diffusion: masked diffusion inside a block, given the clean text before it ---
@@ -309,6 +310,8 @@ class BlockDiffusion:
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         if not isinstance(denoiser, Full):
             raise ConfigError("block diffusion reads a network in two streams: a denoisers.Full")
+        if isinstance(batch, PairBatch):
+            raise ConfigError("block diffusion does not read sources; use masked diffusion")
         blocks, at = cut(batch, self.size)
         scored, noise = self.masked.noise(blocks, rng)
         if len(scored.tokens) > len(blocks.tokens):
@@ -390,7 +393,7 @@ class Bound:
             nll = corruption.bound(logp, targets[part], seen[part], times[part])
             return nll, logp.argmax(-1) == targets[part]
 
-        value, nll, correct = denoiser.score(
+        value, nll, correct = reading(denoiser, batch).score(
             noisy_tokens,
             t.float(),
             where,
@@ -414,7 +417,7 @@ class NextToken:
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         where = batch.trainable
         targets = batch.tokens[where]
-        value, nll, correct = denoiser.score(
+        value, nll, correct = reading(denoiser, batch).score(
             batch.tokens,
             torch.zeros(len(batch.tokens), device=batch.tokens.device),
             where,
@@ -444,6 +447,33 @@ class CausalFirst:
                 raise ConfigError("CausalFirst needs a network to read causally: a denoisers.Full")
             return NextToken()(denoiser.autoregressive(), batch, rng)
         return self.then(denoiser, batch, rng)
+
+
+@dataclass(frozen=True)
+class DroppedSource:
+    """Another objective, each row without its source at a given rate.
+
+    So that the model also learns to write from nothing, which guidance needs (Ho & Salimans, arXiv
+    2207.12598). Which rows depends on the run's seed and their slots alone.
+    """
+
+    then: Objective
+    rate: float
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        assert isinstance(batch, PairBatch), "checked before training: there are pairs"
+        dropped = rng.fold(2).fold(batch.slots).uniform(1) < self.rate
+        seen = replace(batch, source=batch.source.masked_fill(dropped, ABSENT))
+        return self.then(denoiser, seen, rng)
+
+
+def reading(denoiser: Trainable, batch: Batch) -> Trainable:
+    """The denoiser that reads the sources of a batch, if it has any."""
+    if not isinstance(batch, PairBatch):
+        return denoiser
+    if not isinstance(denoiser, Full):
+        raise ConfigError("a source needs a network that reads it: a denoisers.Full")
+    return denoiser.conditioned(batch.source)
 
 
 def _loss(value: Tensor, nll: Tensor, count: Tensor, correct: Tensor) -> Loss:

@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -95,6 +96,7 @@ ALIASES = {
     "block_length": "block",
     "remasking": "step",
     "alg": "step",
+    "cfg_scale": "guidance",
 }
 
 LAYOUTS = ("packed", "padded")
@@ -112,6 +114,7 @@ class GenerationOptions:
     step_options: Mapping[str, float] = field(default_factory=dict)
     block: int | None = None  # decode in blocks of this many positions
     lookahead: bool = True  # a block sees what follows it
+    guidance: float = 0.0  # further towards source or prompt, by this; twice the cost
     approx_cache: str | None = None  # "prefix" or "dual": what is around a block is read once
     approx_refresh: int | None = None  # or once in so many steps
     temperature: float = 1.0
@@ -130,6 +133,8 @@ class GenerationOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ConfigError(f"guidance must be a number of at least 0, got {self.guidance}")
         if self.layout not in LAYOUTS:
             raise ConfigError(f"layout must be 'packed' or 'padded', got '{self.layout}'")
         if self.approx_cache not in (None, "prefix", "dual"):

@@ -35,6 +35,7 @@ class Task:
     left: Tensor | None = None  # [B, P] prompts before the canvas
     hidden: Tensor | None = None  # [B, P] bool, their padding
     led: frozenset[tuple[int, int]] = frozenset()  # row, position: its space is the given text's
+    source: Tensor | None = None  # [B, S] what is written from, `ABSENT` in padding
 
 
 @dataclass(frozen=True)

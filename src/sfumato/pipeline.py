@@ -5,13 +5,11 @@ print(lm.generate("Once upon a time").text)
 """
 
 import math
-import re
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,28 +18,28 @@ from torch import Tensor
 
 from sfumato.approximate import ApproximateCache
 from sfumato.blockwise import generate_blocks
+from sfumato.conditions import Texts, check_conditions, reading, repeated, source_rows
 from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
-from sfumato.data.tokenizer import encode, save_tokenizer, special_ids, token_bytes
+from sfumato.data.tokenizer import save_tokenizer, special_ids, token_bytes
 from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
+from sfumato.given import Given
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
 from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
-from sfumato.types import Batch, Canvas, Filter, Step
+from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from sfumato.likelihood import Estimate
-
-GAP = "____"  # four or more underscores in a text are a gap to fill
 
 
 class DiffusionLM:
@@ -67,6 +65,7 @@ class DiffusionLM:
         self.denoiser = wrap(model, self.special.mask)
         ends = {self.special.eos, self.special.pad} - {None}
         self.reader = Reader(tokenizer, frozenset(ends))
+        self.given = Given(tokenizer, self.special, self.reader, config.vocab_size)
         # ids that are not text: special tokens of any kind, and rows of the model without a token
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         unused = range(len(tokenizer), config.vocab_size)
@@ -125,24 +124,29 @@ class DiffusionLM:
 
     def generate(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: Texts = "",
         *,
+        source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
     ) -> Generation:
         """Write text after each prompt (none: from nothing); `changes` are `GenerationOptions`.
 
-        `num_samples` texts for every prompt. The same seed gives a row the same text whatever
-        other rows are in the batch.
+        A model trained on pairs writes from `source`, read once: by its encoder, or as text before
+        the prompt. `num_samples` texts for every prompt. The same seed gives a row the same text
+        whatever other rows are in the batch.
         """
-        task = self.start(prompt, num_samples=num_samples, filters=filters, **changes)
+        task = self.start(
+            prompt, source=source, num_samples=num_samples, filters=filters, **changes
+        )
         return self.finish(_last(self.run(task)))
 
     def stream(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: Texts = "",
         *,
+        source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
@@ -151,12 +155,16 @@ class DiffusionLM:
 
         `show` makes text of a page, `finish` a `Generation` of the last.
         """
-        return self.run(self.start(prompt, num_samples=num_samples, filters=filters, **changes))
+        task = self.start(
+            prompt, source=source, num_samples=num_samples, filters=filters, **changes
+        )
+        return self.run(task)
 
     def infill(
         self,
-        text: str | Sequence[str],
+        text: Texts,
         *,
+        source: Texts | None = None,
         gap_length: int = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
@@ -167,7 +175,12 @@ class DiffusionLM:
         Every gap gets `gap_length` tokens.
         """
         task = self.start_infill(
-            text, gap_length=gap_length, num_samples=num_samples, filters=filters, **changes
+            text,
+            source=source,
+            gap_length=gap_length,
+            num_samples=num_samples,
+            filters=filters,
+            **changes,
         )
         return self.finish(_last(self.run(task)))
 
@@ -176,7 +189,7 @@ class DiffusionLM:
         return self.reader.show(page, row, noise)
 
     def score(
-        self, text: str | Sequence[str], *, num_samples: int = 32, seed: int = 0
+        self, text: Texts, *, source: Texts | None = None, num_samples: int = 32, seed: int = 0
     ) -> "list[Estimate]":
         """Nats per token of each text: the bound on -log p, from `num_samples` random maskings.
 
@@ -185,12 +198,14 @@ class DiffusionLM:
         """
         from sfumato.likelihood import Likelihood, bound, left_to_right
 
-        texts = [text] if isinstance(text, str) else list(text)
-        if not texts or not all(texts):
+        if not text or not all(text):
             raise DataError("nothing to score: every text needs at least one character")
+        texts, sources = repeated(text, source, 1)
         batch, text_at, owner = self.rows(texts)
         first = torch.searchsorted(owner, owner)  # of the rows of the same text
         batch = replace(batch, slots=batch.slots - first)
+        if sources:
+            batch = PairBatch(**vars(batch), source=self._source_rows(sources)[owner])
         with self.inference():
             if self.autoregressive:
                 rows: Likelihood = left_to_right(self.denoiser, batch)
@@ -208,7 +223,7 @@ class DiffusionLM:
         canvas = self.options.canvas or self.model.config.max_position_embeddings
         rows, owner = [], []
         for number, ids in enumerate(self.encode(texts)):
-            whole = [*self._opening(ids), self.special.eos]
+            whole = [*self.given.opening(ids), self.special.eos]
             for start in range(0, len(whole), canvas):
                 rows.append(whole[start : start + canvas])
                 owner.append(number)
@@ -228,18 +243,19 @@ class DiffusionLM:
 
     def start(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: Texts = "",
         *,
+        source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
     ) -> Task:
         """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         options = self._changed(changes)
-        prompts = _repeated(prompt, num_samples)
-        stems = [self._stem(prompt) for prompt in prompts]
+        prompts, sources = repeated(prompt, source, num_samples)
+        stems = [self.given.stem(prompt) for prompt in prompts]
         shown = stems if options.free else prompts
-        given = [self._opening(ids) for ids in self.encode(stems)]
+        given = [self.given.opening(ids) for ids in self.encode(stems)]
         longest = max(map(len, given))
         most = self.model.config.max_position_embeddings
         limit = most if options.length else options.canvas or most
@@ -268,15 +284,16 @@ class DiffusionLM:
         # a text may end, and contains no other special token
         never = self.never - self.reader.ends
         spaced = [[r[1].start] * (p != s) for p, s, r in zip(prompts, stems, rows, strict=True)]
-        task = self._task(options, rows, tokens, fixed, spaced, never, filters)
+        task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources)
         if left is None or hidden is None or not left.shape[1]:
             return task
         return replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
 
     def start_infill(
         self,
-        text: str | Sequence[str],
+        text: Texts,
         *,
+        source: Texts | None = None,
         gap_length: int = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
@@ -298,8 +315,8 @@ class DiffusionLM:
         options = self._changed(changes)
         if options.length != self.options.length:
             raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
-        texts = _repeated(text, num_samples)
-        laid = [self._gapped(one, gap_length, options.free) for one in texts]
+        texts, sources = repeated(text, source, num_samples)
+        laid = [self.given.gapped(one, gap_length, options.free) for one in texts]
         lengths = [len(ids) for _, ids, _ in laid]
         longest, canvas = max(lengths), options.canvas or 0
         if longest > canvas:
@@ -317,7 +334,7 @@ class DiffusionLM:
         tokens, _ = template([ids for _, ids, _ in laid], width, self.special.filler)
         rows, spaced = [parts for parts, _, _ in laid], [places for _, _, places in laid]
         # a gap does not end the text: what follows it is given
-        return self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters)
+        return self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters, sources)
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
@@ -340,17 +357,20 @@ class DiffusionLM:
             return generate_blocks(
                 reader, task.canvas, task.step, task.rng, **shared, ends=ends, filler=filler
             )
-        denoiser: Full | Cached | ApproximateCache = self.denoiser
+        denoiser: Full | Cached = self.denoiser
         if self.autoregressive:
             denoiser = Cached(self.model, self.special.mask, Causal(), shift=True)
-        elif options.approx_cache:
-            denoiser = ApproximateCache(
+        around = {"block": options.block, "lookahead": options.lookahead}
+        shown: Denoiser
+        if options.approx_cache:
+            kept = ApproximateCache(
                 self.denoiser, options.approx_cache, refresh=options.approx_refresh
             )
-        if task.left is not None:
-            denoiser = denoiser.given(left=task.left, left_hidden=task.hidden)
-        around = {"block": options.block, "lookahead": options.lookahead}
-        return generate(denoiser, task.canvas, task.step, task.rng, **shared, **around)
+            left = task.left
+            shown = kept if left is None else kept.given(left=left, left_hidden=task.hidden)
+        else:
+            shown = reading(task, denoiser, self.special.all)
+        return generate(shown, task.canvas, task.step, task.rng, **shared, **around)
 
     def finish(self, page: Page) -> Generation:
         """Read the last page of a task."""
@@ -382,55 +402,8 @@ class DiffusionLM:
         return replace(options, seed=seed)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(
-                    f"character {error.start + 1} of the text is half of one (it came from bytes "
-                    "that are not UTF-8); give text in UTF-8"
-                ) from None
-        return encode(self.tokenizer, list(texts))
-
-    def _gapped(
-        self, text: str, gap_length: int, free: bool
-    ) -> tuple[tuple[Part, ...], list[int], list[int]]:
-        """What a text is made of; its tokens with its end, -1 in the gaps; gaps with a space."""
-        given = re.split("_{4,}", text)
-        if len(given) < 2:
-            raise ConfigError(f"no gap in the text: mark it with {GAP}")
-        stems = [*map(self._stem, given[:-1]), given[-1]]
-        shown = stems if free else given
-        first, *others = self.encode(stems)
-        parts: list[Part] = [shown[0]]
-        ids, spaced = self._opening(first), []
-        for number, tokens in enumerate(others):
-            spaced += [len(ids)] * (stems[number] != given[number])
-            parts += [slice(len(ids), len(ids) + gap_length), shown[number + 1]]
-            ids = [*ids, *[-1] * gap_length, *tokens]
-        return tuple(parts), [*ids, self.special.eos], spaced
-
-    def _stem(self, text: str) -> str:
-        """A text without the space at its end, which is left to the token that follows.
-
-        Most tokenizers write it together with the next word, so a model has hardly ever seen it
-        alone. Within a grammar it is shown with the given text all the same: new text is a match.
-        """
-        return text[:-1] if text.endswith(" ") and bool(self._spaced.any()) else text
-
-    @cached_property
-    def _spaced(self) -> Tensor:
-        """[V] bool: tokens that begin with a space where they follow a word."""
-        word = self.encode(["a"])[0][:1]
-        lead = self.reader.decode(word) + " "
-        spaced = torch.zeros(self.model.config.vocab_size, dtype=torch.bool)
-        for token in range(len(self.tokenizer)):
-            spaced[token] = self.reader.decode([*word, token]).startswith(lead)
-        return spaced.to(self.device)
-
-    def _opening(self, ids: list[int]) -> list[int]:
-        """A text starts with bos where the tokenizer has one."""
-        return ids if self.special.bos is None else [self.special.bos, *ids]
+        """Tokens of each text, with none added."""
+        return self.given.encode(texts)
 
     def _task(
         self,
@@ -441,15 +414,16 @@ class DiffusionLM:
         spaced: Sequence[Sequence[int]],  # of each row, where a token must begin with a space
         never: frozenset[int],
         filters: Sequence[Filter],
+        sources: Sequence[str],  # of each row, or none at all
     ) -> Task:
         rng = Rng.from_seed(options.seed or 0, len(rows), device=self.device)
         tokens, fixed = tokens.to(self.device), fixed.to(self.device)
         at = torch.zeros_like(fixed)
         for row, places in enumerate(spaced):
             at[row, places] = True
-        own = (Allowed(at, self._spaced),) if any(spaced) else ()
+        own = (Allowed(at, self.given.spaced.to(self.device)),) if any(spaced) else ()
         led = {(row, place) for row, places in enumerate(spaced) for place in places}
-        return Task(
+        task = Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
@@ -457,7 +431,10 @@ class DiffusionLM:
             step=self._rule(options, rows, led, never),
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
             led=frozenset() if options.free else frozenset(led),
+            source=self._source_rows(sources) if sources else None,
         )
+        check_conditions(task, self.autoregressive, bool(self.block_size))
+        return task
 
     def _rule(
         self,
@@ -481,15 +458,8 @@ class DiffusionLM:
         )
         return constrain(rule, automaton, spans(rows, led))
 
-
-def _repeated(texts: str | Sequence[str], num_samples: int) -> list[str]:
-    """Every text as often as it is wanted."""
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
-        raise ConfigError("no text: give one, or '' to write from nothing")
-    if num_samples < 1:
-        raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
-    return [text for text in texts for _ in range(num_samples)]
+    def _source_rows(self, sources: Sequence[str]) -> Tensor:
+        return source_rows(self.encode(sources), self.special).to(self.device)
 
 
 def _last(pages: Iterator[Page]) -> Page:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sfumato.rng import Rng
 
+ABSENT = -1  # in place of a token of a source: nothing is there
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -30,6 +32,13 @@ class Batch:
     trainable: Tensor  # [B, L] bool: may be corrupted, counts in the loss
     segments: Tensor  # [B, L] int64, document of each position: attention never crosses them
     slots: Tensor  # [B] int64, place of the row in the run's order: seeds its corruption
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """Rows of training text, each with the text that it is written from."""
+
+    source: Tensor  # [B, S] int64, `ABSENT` in padding, and all over a row without a source
 
 
 @dataclass(frozen=True)

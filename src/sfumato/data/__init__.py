@@ -1,7 +1,8 @@
 """Text to tokens: tokenizers, sources, preparation, rows."""
 
+from sfumato.data.pairs import Pairs, PreparedPairs, prepare_pairs
 from sfumato.data.prepared import Prepared
-from sfumato.data.rows import Rows
+from sfumato.data.rows import PairRows, Rows
 from sfumato.data.sources import Source
 from sfumato.data.text import Progress, prepare
 from sfumato.data.tokenizer import (
@@ -15,7 +16,10 @@ from sfumato.data.tokenizer import (
 )
 
 __all__ = [
+    "PairRows",
+    "Pairs",
     "Prepared",
+    "PreparedPairs",
     "Progress",
     "Rows",
     "Source",
@@ -24,6 +28,7 @@ __all__ = [
     "fingerprint",
     "load_tokenizer",
     "prepare",
+    "prepare_pairs",
     "save_tokenizer",
     "special_ids",
     "train_tokenizer",

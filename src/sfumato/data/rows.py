@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sfumato.data.pairs import SOURCES, TARGETS, PreparedPairs, holds_pairs
 from sfumato.data.prepared import Prepared
 from sfumato.errors import ConfigError, near
+from sfumato.types import ABSENT
 
 LAYOUTS = ("packed", "padded")
 
@@ -111,3 +113,66 @@ class Rows:
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled memory map would carry the whole file.
         return functools.partial(Rows, **self.args), ()
+
+    def documents(self, row: np.ndarray) -> np.ndarray:
+        """The document [B] that begins or goes on in each row [B] of a padded layout."""
+        assert self.row_ends is not None, "packed rows hold several documents"
+        return np.searchsorted(self.row_ends, row, side="right")
+
+
+class PairRows:
+    """Padded rows of the targets of pairs, each with its source; used as `Rows` are.
+
+    A target that goes on in a second row has its source there too.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str = "train",
+        *,
+        length: int,
+        layout: Literal["packed", "padded"] = "padded",
+    ):
+        if layout != "padded":
+            raise ConfigError(
+                f"pairs need a row of their own each, got layout {layout!r}; use padded "
+                "(data.layout=padded in a run)"
+            )
+        PreparedPairs.open(folder)
+        self.args = {"folder": Path(folder), "split": split, "length": length}
+        self.rows = Rows(Path(folder) / TARGETS, split, length=length, layout="padded")
+        self.tokens, self.ends = Prepared.open(Path(folder) / SOURCES).split(split)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One row, as `Rows` gives it, and its source [S] int64."""
+        return {name: values[0] for name, values in self.batch([index]).items()}
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Rows at once, as `Rows` gives them, and their sources [B, S] int64.
+
+        `ABSENT` fills them on the left, so that they are as wide as the longest among them.
+        """
+        taken = self.rows.batch(indices)
+        document = self.rows.documents(taken["row"])
+        stop = self.ends[document]
+        start = np.where(document > 0, self.ends[document - 1], 0)
+        width = int((stop - start).max(initial=0))
+        positions = stop[:, None] + np.arange(-width, 0)
+        there = positions >= start[:, None]
+        tokens = self.tokens[np.where(there, positions, 0)].astype(np.int64)
+        return {**taken, "source": np.where(there, tokens, ABSENT)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(PairRows, **self.args), ()
+
+
+def open_rows(
+    folder: str | Path, split: str, *, length: int, layout: Literal["packed", "padded"]
+) -> Rows | PairRows:
+    """Rows of prepared text, or of pairs."""
+    kind = PairRows if holds_pairs(folder) else Rows
+    return kind(folder, split, length=length, layout=layout)

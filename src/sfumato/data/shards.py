@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
 
 
 def assign(pieces: Iterable[Piece], validation: float) -> Iterator[Passage]:
-    """Choose a split for every piece, by the text alone.
+    """Choose a split for every piece, by the text alone (or what stands for it, its key).
 
     A hash of its first piece gives each document a start u in [0, 1); piece n is held out if a
     whole number lies in (n v + u, (n + 1) v + u]. So a document of one piece is held out with
@@ -56,9 +56,9 @@ def assign(pieces: Iterable[Piece], validation: float) -> Iterator[Passage]:
         return SPLITS[math.floor((number + 1) * validation + start) > before]
 
     number, start = 0, 0.0
-    for text, ends in pieces:
+    for text, ends, key in pieces:
         if number == 0:
-            digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
+            digest = hashlib.blake2b((key or text).encode(), digest_size=6).digest()
             start = int.from_bytes(digest, "big") / 2**48
         here, following = split(number), split(number + 1)
         yield Passage(text, here, number == 0, ends, ends or here != following)

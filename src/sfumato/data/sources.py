@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, Protocol, cast
 
 from sfumato.errors import ConfigError, DataError
 
@@ -30,6 +30,18 @@ class Piece(NamedTuple):
 
     text: str
     ends: bool  # the document ends here
+    key: str | None = None  # decides the document's split, where its own text does not
+
+
+class Readable(Protocol):
+    """What can be prepared: documents, always the same in the same order."""
+
+    @property
+    def name(self) -> str: ...
+    def identity(self) -> dict[str, object]: ...
+    def num_bytes(self) -> int | None: ...
+    def pieces(self, size: int | None = ...) -> Iterator[Piece]: ...
+    def sample(self, characters: int) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True)
@@ -90,14 +102,20 @@ class Source:
 
     def pieces(self, size: int | None = PIECE) -> Iterator[Piece]:
         """Every document that is not blank, in pieces of at most `size` characters, or whole."""
-        files = self.files()
-        chunks = (c for path in files for c in _read(path, self)) if files else _read_hub(self)
         documents = 0
-        for piece in cut(chunks, size):
+        for piece in cut(self._chunks(), size):
             yield piece
             documents += piece.ends
             if documents == self.limit:
                 return
+
+    def records(self) -> Iterator[str]:
+        """The text of every record of a format that has fields, blank ones too; no limit."""
+        return (chunk.text for chunk in self._chunks())
+
+    def _chunks(self) -> Iterator[Piece]:
+        files = self.files()
+        return (c for path in files for c in _read(path, self)) if files else _read_hub(self)
 
     def sample(self, characters: int) -> Iterator[str]:
         """The beginning of every file, about `characters` of text in all.
@@ -138,7 +156,7 @@ def cut(chunks: Iterable[Piece], size: int | None) -> Iterator[Piece]:
     piece has no such space it is cut at `size`, and a token there may differ; text never does.
     """
     held, started = "", False
-    for text, ends in chunks:
+    for text, ends, _ in chunks:
         held += text
         while size is not None and len(held) > size:
             at = _cut_place(held, size)

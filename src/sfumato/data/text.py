@@ -34,7 +34,7 @@ from sfumato.data.prepared import (
     token_dtype,
 )
 from sfumato.data.shards import Encoded, Shard, assign, encode_shard, shards
-from sfumato.data.sources import PIECE, Source
+from sfumato.data.sources import PIECE, Readable, Source
 from sfumato.data.tokenizer import (
     encode,
     fingerprint,
@@ -66,7 +66,7 @@ class Progress:
 
 
 def prepare(
-    source: str | Path | Source,
+    source: str | Path | Readable,
     out: str | Path,
     tokenizer: "PreTrainedTokenizerFast | str | Path | None" = None,
     *,
@@ -89,7 +89,7 @@ def prepare(
 
     Run it again after a kill and it goes on; run it again when done and it returns at once.
     """
-    source = source if isinstance(source, Source) else Source(str(source))
+    source = Source(str(source)) if isinstance(source, str | Path) else source
     workers = (os.cpu_count() or 1) if workers is None else workers
     if (tokenizer is None) == (vocab_size is None):
         raise ConfigError("give a tokenizer, or the vocab_size of a new one, and not both")
@@ -125,7 +125,7 @@ def prepare(
     return done
 
 
-def _check_place(out: Path, source: Source) -> None:
+def _check_place(out: Path, source: Readable) -> None:
     place = Path(source.name).expanduser()
     if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
         raise ConfigError(f"{out} lies inside the source {source.name}; use a folder outside of it")
@@ -176,7 +176,7 @@ def _check_request(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         )
 
 
-def _check_source_size(done: Prepared, source: Source) -> None:
+def _check_source_size(done: Prepared, source: Readable) -> None:
     before, now = done.facts["source_bytes"], source.num_bytes()
     if before != now:
         raise DataError(
@@ -210,7 +210,7 @@ class Journal:
     totals: dict[str, Totals] = field(default_factory=lambda: dict.fromkeys(SPLITS, Totals()))
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     """All or nothing: the file is the old one or the new one, whatever happens."""
     with _writing(path.parent):
         new = path.with_name(path.name + PARTIAL)
@@ -232,7 +232,7 @@ def _open_journal(out: Path, request: dict[str, Any]) -> Journal:
             _check_request(out, journal.request, request)
             return journal
     journal = Journal(request)
-    _write_json(out / JOURNAL, asdict(journal))
+    write_json(out / JOURNAL, asdict(journal))
     # Of a run that was stopped before its first shard, a tokenizer may be left.
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     return journal
@@ -242,7 +242,7 @@ def _settle_tokenizer(
     out: Path,
     tokenizer: "PreTrainedTokenizerFast | None",
     vocab_size: int | None,
-    source: Source,
+    source: Readable,
 ) -> "PreTrainedTokenizerFast":
     """The tokenizer given, or one trained on the source; saved beside the data, once."""
     folder = out / "tokenizer"
@@ -260,7 +260,7 @@ def _settle_tokenizer(
 
 
 def _tokenize(
-    source: Source,
+    source: Readable,
     out: Path,
     tokenizer: "PreTrainedTokenizerFast",
     journal: Journal,
@@ -295,7 +295,7 @@ def _tokenize(
                     for split, totals in journal.totals.items()
                 },
             )
-            _write_json(out / JOURNAL, asdict(journal))
+            write_json(out / JOURNAL, asdict(journal))
             if progress is not None:
                 progress(_progress(journal))
     return journal
@@ -380,7 +380,7 @@ def _append(out: Path, file: FileIO, values: np.ndarray) -> None:
 
 
 def _finish(
-    source: Source, out: Path, tokenizer: "PreTrainedTokenizerFast", name: str, journal: Journal
+    source: Readable, out: Path, tokenizer: "PreTrainedTokenizerFast", name: str, journal: Journal
 ) -> None:
     if not _progress(journal).documents:
         raise DataError(f"no text in {source.name}: every document is blank; give some text")
@@ -404,4 +404,4 @@ def _finish(
         "splits": splits,
         "fingerprint": hash_files(out),
     }
-    _write_json(out / PREPARED, facts)
+    write_json(out / PREPARED, facts)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.data.pairs import PreparedPairs, holds_pairs
 from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
-from sfumato.data.rows import Rows
+from sfumato.data.rows import open_rows
 from sfumato.data.sources import Source
 from sfumato.errors import ConfigError, DataError, MissingExtra
 from sfumato.evals.judge import Judge
@@ -28,7 +29,7 @@ from sfumato.likelihood import Likelihood, bound, by_decoder, left_to_right, rat
 from sfumato.options import GenerationOptions
 from sfumato.pipeline import DiffusionLM
 from sfumato.rng import Rng
-from sfumato.types import Batch
+from sfumato.types import Batch, PairBatch
 
 BATCH = 16  # rows in one forward pass, texts written at a time
 REFERENCES = 1024  # most held-out texts that BLEU compares with
@@ -47,6 +48,7 @@ class EvaluateOptions:
     step: str | None = None  # of `exact` (None: margin) and of texts (None: the model's own)
     num_steps: int | None = None
     temperature: float | None = None
+    shuffled: bool = False  # of pairs, also the likelihood given another row's source
     judge: str | None = None  # a causal language model by path
     num_texts: int = 64  # to generate for the judge
     seed: int = 0
@@ -76,10 +78,9 @@ class Held:
 
     def parts(self) -> Iterator[Batch]:
         """A few rows at a time."""
-        b = self.batch
-        columns = (b.tokens, b.trainable, b.segments, b.slots)
+        columns = vars(self.batch).values()
         for parts in zip(*(column.split(BATCH) for column in columns), strict=True):
-            yield Batch(*parts)
+            yield type(self.batch)(*parts)
 
 
 def evaluate(
@@ -96,6 +97,7 @@ def evaluate(
     """
     models: dict[str, str | Path] = {"model": find_folder(model_name)}
     held = _held_out(lm, data, options)
+    other = _shuffled(held) if options.shuffled else None
     judge = None
     if options.judge is not None:
         models["judge"] = options.judge
@@ -110,6 +112,12 @@ def evaluate(
             results["exact_likelihood"] = _report(exact, held, "tokens when they are decided")
         likelihood = _measure("likelihood", estimator, held, progress)
         results["likelihood"] = _report(likelihood, held, scored)
+        if other is not None:
+            swapped = _measure("another row's source", estimator, other, progress)
+            results["shuffled_likelihood"] = _report(swapped, held, scored)
+            # the same draws: what is left is the source's, and the error that of the difference
+            gain = ratio(swapped.nats - likelihood.nats, held.text_tokens)
+            results["nats_from_source"] = asdict(gain)
         if options.exact:
             results.setdefault("exact_likelihood", results["likelihood"])
     if judge is not None:
@@ -124,6 +132,21 @@ def evaluate(
     )
     made["models"]["model"]["path"] = model_name
     return made
+
+
+def _shuffled(held: Held) -> Held:
+    """Every row with the source of the next one that has another source."""
+    if not isinstance(held.batch, PairBatch):
+        raise ConfigError("shuffled is for pairs: give a folder that was prepared with them")
+    sources = held.batch.source.tolist()
+    taken = []
+    for row, own in enumerate(sources):
+        others = (n % len(sources) for n in range(row + 1, row + len(sources)))
+        found = next((n for n in others if sources[n] != own), None)
+        if found is None:
+            raise DataError("all held-out rows have the same source; there is nothing to shuffle")
+        taken.append(found)
+    return replace(held, batch=replace(held.batch, source=held.batch.source[taken]))
 
 
 def _estimator(lm: DiffusionLM, options: EvaluateOptions) -> tuple[Estimator, str]:
@@ -225,6 +248,10 @@ def _held_out(lm: DiffusionLM, data: str | Path | Source, options: EvaluateOptio
     source = data if isinstance(data, Source) else Source(str(data))
     wanted = options.num_texts + REFERENCES if options.judge is not None else 0
     folder = Path(source.name).expanduser()
+    if holds_pairs(folder):
+        if options.judge is not None:
+            raise ConfigError("a judge reads texts, not pairs; leave it out, or give other data")
+        return _from_pairs(lm, folder, options.rows)
     if (folder / PREPARED).exists() or (folder / JOURNAL).exists():
         return _from_prepared(lm, folder, options.rows, wanted)
     limit = min(max(options.rows, wanted), source.limit or sys.maxsize)
@@ -236,18 +263,8 @@ def _held_out(lm: DiffusionLM, data: str | Path | Source, options: EvaluateOptio
 
 
 def _from_prepared(lm: DiffusionLM, folder: Path, limit: int, wanted: int) -> Held:
-    length = _canvas(lm)
     prepared = Prepared.open(folder, lm.tokenizer)
-    rows = Rows(folder, "validation", length=length, layout=lm.options.layout)  # type: ignore[arg-type]
-    taken = rows.batch(np.arange(min(limit, len(rows))))
-    tokens, trainable, segments = (
-        torch.from_numpy(taken[name]).to(lm.device) for name in ("tokens", "trainable", "segments")
-    )
-    batch = Batch(tokens, trainable, segments, torch.arange(len(tokens), device=lm.device))
-    text = trainable
-    if lm.options.layout == "padded":  # filling follows the first end
-        ends = (tokens == lm.special.eos).long()
-        text = text & (ends.cumsum(1) - ends == 0)
+    batch, text = _first_rows(lm, folder, limit)
     split = prepared.split("validation")
     stops = split.ends[:wanted].tolist()
     texts = [
@@ -256,6 +273,29 @@ def _from_prepared(lm: DiffusionLM, folder: Path, limit: int, wanted: int) -> He
     ]
     name = {"folder": str(folder), "split": "validation", "fingerprint": prepared.fingerprint}
     return _held(lm, batch, text, texts, name)
+
+
+def _from_pairs(lm: DiffusionLM, folder: Path, limit: int) -> Held:
+    prepared = PreparedPairs.open(folder)
+    prepared.check_tokenizer(lm.tokenizer)
+    batch, text = _first_rows(lm, folder, limit)
+    name = {"folder": str(folder), "split": "validation", "fingerprint": prepared.fingerprint}
+    return _held(lm, batch, text, [], name)
+
+
+def _first_rows(lm: DiffusionLM, folder: Path, limit: int) -> tuple[Batch, Tensor]:
+    """Held-out rows as the model has learnt them, and where they are text [B, L]."""
+    layout: Any = lm.options.layout
+    rows = open_rows(folder, "validation", length=_canvas(lm), layout=layout)
+    taken = rows.batch(np.arange(min(limit, len(rows))))
+    columns = {name: torch.from_numpy(values).to(lm.device) for name, values in taken.items()}
+    columns["slots"] = columns.pop("row")  # they count from 0
+    batch = PairBatch(**columns) if "source" in columns else Batch(**columns)
+    text = batch.trainable
+    if lm.options.layout == "padded":  # filling follows the first end
+        ends = (batch.tokens == lm.special.eos).long()
+        text = text & (ends.cumsum(1) - ends == 0)
+    return batch, text
 
 
 def _held(

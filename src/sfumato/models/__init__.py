@@ -3,12 +3,27 @@ our types."""
 
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from sfumato.models.encoder_decoder import (
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    create_conditional_model,
+)
 from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
 
-FAMILIES = {"sfumato": (TransformerConfig, DiffusionTransformer)}
+FAMILIES = {
+    "sfumato": (TransformerConfig, DiffusionTransformer),
+    "sfumato_encoder_decoder": (EncoderDecoderConfig, EncoderDecoder),
+}
 
 for _name, (_config, _model) in FAMILIES.items():
     AutoConfig.register(_name, _config)
     AutoModelForMaskedLM.register(_config, _model)
 
-__all__ = ["FAMILIES", "DiffusionTransformer", "TransformerConfig"]
+__all__ = [
+    "FAMILIES",
+    "DiffusionTransformer",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "TransformerConfig",
+    "create_conditional_model",
+]

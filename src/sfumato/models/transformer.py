@@ -31,6 +31,7 @@ from sfumato.models.attend import (
 )
 from sfumato.models.cache import Before, KeyValues, Layer, Past
 from sfumato.models.head import compute_dtype, score_hidden, score_integrand
+from sfumato.models.source import Source
 from sfumato.types import Integrand
 
 # name -> width, layers, heads: the six sizes of the "diffusion-llm" project, with its 4x MLP turned
@@ -322,6 +323,7 @@ class DiffusionTransformer(PreTrainedModel):
         attend: Attend,
         past: Past | None,
         where: Tensor | None,  # [B, L] bool
+        source: Source | None = None,
     ) -> tuple[Tensor, KeyValues]:
         """Final hidden states, [B, L, D] or [N, D] at `where`, and this call's keys and values."""
         batch, length = input_ids.shape
@@ -352,6 +354,7 @@ class DiffusionTransformer(PreTrainedModel):
                 bias,
                 None if past is None else past.layer(number),
                 index if last else None,
+                *(() if source is None else (source.layers[number],)),
             )
             if self.gradient_checkpointing and self.training:
                 x, new = self._gradient_checkpointing_func(block.__call__, *arguments)
@@ -398,6 +401,7 @@ class DiffusionTransformer(PreTrainedModel):
         positions: Tensor | None = None,  # [B, L], counted from the segments if None
         attend: Attend | None = None,  # another pattern than the config's
         past: Past | None = None,
+        source: Source | None = None,  # for blocks that read one: `models.encoder_decoder`
         **kwargs,
     ) -> DiffusionOutput:
         """Logits of the clean token at each position; with labels, its cross-entropy."""
@@ -409,7 +413,7 @@ class DiffusionTransformer(PreTrainedModel):
                 segments = torch.zeros_like(input_ids)
             segments = segments.masked_fill(attention_mask == 0, HIDDEN)
         hidden, key_values = self.hidden(
-            input_ids, t, segments, positions, attend or self.attend, past, where
+            input_ids, t, segments, positions, attend or self.attend, past, where, source
         )
         if labels is None:
             return DiffusionOutput(logits=self.head(hidden), key_values=key_values)

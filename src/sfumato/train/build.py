@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from sfumato.corruption import Corruption, corruption_from
+from sfumato.data.pairs import PreparedPairs
 from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import SpecialIds
 from sfumato.denoisers import Full, autoregressive
 from sfumato.errors import ConfigError, near
 from sfumato.folders import load_folder
 from sfumato.models.attend import attend_from
+from sfumato.models.encoder_decoder import SHAPE, EncoderDecoder, EncoderDecoderConfig
 from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
 from sfumato.objectives import (
     SELECTIONS,
@@ -23,6 +25,7 @@ from sfumato.objectives import (
     Bound,
     CausalFirst,
     Curriculum,
+    DroppedSource,
     ExactK,
     Independent,
     MaskedDiffusion,
@@ -31,7 +34,7 @@ from sfumato.objectives import (
     Times,
 )
 from sfumato.schedules import SCHEDULES
-from sfumato.train.config import Choice, ModelOptions, Run
+from sfumato.train.config import Choice, EncoderOptions, ModelOptions, Run
 from sfumato.types import Objective, Trainable
 
 # the attention of an objective's model; full for the others
@@ -83,12 +86,14 @@ def build_corruption(run: Run, vocab_size: int, mask_id: int) -> Corruption:
 def build_objective(run: Run, corruption: Corruption, block_size: int | None) -> Objective:
     """What the run minimises, with a model of such blocks."""
     _check_objective(run, corruption)
-    objective = _main_objective(run, corruption, block_size)
-    if not run.objective.next_token_steps:
-        return objective
-    if run.objective.name == "next_token":
-        raise ConfigError("objective.next_token_steps is for other objectives than next_token")
-    return CausalFirst(objective, run.objective.next_token_steps * run.train.batch_size)
+    objective, options = _main_objective(run, corruption, block_size), run.objective
+    if options.next_token_steps:
+        if options.name == "next_token":
+            raise ConfigError("objective.next_token_steps is for other objectives than next_token")
+        objective = CausalFirst(objective, options.next_token_steps * run.train.batch_size)
+    if options.source_dropout:
+        return DroppedSource(objective, options.source_dropout)
+    return objective
 
 
 def _check_objective(run: Run, corruption: Corruption) -> None:
@@ -181,15 +186,69 @@ def build_measure(
     return BlockDiffusion(size, masked) if size else masked
 
 
-def build_model(run: Run, vocab_size: int, special: SpecialIds) -> DiffusionTransformer:
-    """The run's network with fresh weights of its seed."""
+def build_network(
+    run: Run, data: Prepared | PreparedPairs, vocab_size: int, special: SpecialIds
+) -> DiffusionTransformer:
+    """The run's network: fresh or loaded, with an encoder if it says so, frozen if it says so."""
+    pairs = data if isinstance(data, PreparedPairs) else None
+    if pairs is not None and run.objective.name == "block":
+        raise ConfigError("objective.name=block does not read sources; use objective.name=masked")
+    options, network = run.model, None
+    if options.init_from is not None:
+        network = load_model(run, data)
+    room = 0
+    if pairs is not None and options.encoder is None and not isinstance(network, EncoderDecoder):
+        room = pairs.longest_source  # which stands before the row
+    if network is None:
+        network = build_model(run, vocab_size, special, run.data.length + room)
+    elif network.config.max_position_embeddings < run.data.length + room:
+        most = network.config.max_position_embeddings
+        raise ConfigError(
+            f"the model in {options.init_from} has {most} positions, fewer than data.length "
+            f"{run.data.length}"
+            + (f" and the longest source, {room} tokens" if room else "")
+            + (f"; set data.length={most - room}" if most > room else "; use another model")
+        )
+    if options.encoder is not None:
+        network = add_encoder(run, network, pairs)
+    conditional = isinstance(network, EncoderDecoder)
+    wants = {
+        "model.encoder (or a model with one)": conditional,
+        "objective.source_dropout": bool(run.objective.source_dropout),
+        "samples.sources": bool(run.samples.sources),
+    }
+    for key, wanted in wants.items():
+        if wanted and pairs is None:
+            raise ConfigError(
+                f"{key} is for pairs, and {run.data.folder} holds none; prepare it with --pairs or "
+                "--source-field and --target-field"
+            )
+    if pairs is not None and conditional:
+        most = network.config.encoder["max_position_embeddings"]
+        if most < pairs.longest_source:
+            raise ConfigError(
+                f"the longest source has {pairs.longest_source} tokens, but the encoder was built "
+                f"for {most}; set model.encoder.max_position_embeddings={pairs.longest_source}, or "
+                "prepare shorter ones"
+            )
+    if run.model.freeze_decoder:
+        if not isinstance(network, EncoderDecoder):
+            raise ConfigError("model.freeze_decoder needs an encoder that learns; add one")
+        network.freeze_decoder()
+    return network
+
+
+def build_model(
+    run: Run, vocab_size: int, special: SpecialIds, positions: int | None = None
+) -> DiffusionTransformer:
+    """The run's network with fresh weights of its seed; `positions` if the run says no other."""
     options = run.model
     objective, corruption = _reading(run)
     config = TransformerConfig.of_size(
         options.size,
         **_own_shape(options),
         vocab_size=vocab_size,
-        max_position_embeddings=options.max_position_embeddings or run.data.length,
+        max_position_embeddings=options.max_position_embeddings or positions or run.data.length,
         dropout=options.dropout,
         time_conditioned=options.time_conditioned,
         attention=options.attention or ATTENTION.get(run.objective.name, "full"),
@@ -207,29 +266,24 @@ def build_model(run: Run, vocab_size: int, special: SpecialIds) -> DiffusionTran
         return DiffusionTransformer(config)
 
 
-def _own_shape(options: ModelOptions) -> dict[str, int]:
+def _own_shape(options: ModelOptions | EncoderOptions) -> dict[str, int]:
     """What the run says about the network's shape, where that differs from its size."""
     keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     return {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
 
 
-def load_model(run: Run, data: Prepared) -> DiffusionTransformer:
-    """The model that `model.init_from` names, if it fits data and length, for this run's noise."""
+def load_model(run: Run, data: Prepared | PreparedPairs) -> DiffusionTransformer:
+    """The model that `model.init_from` names, if it fits the data, for this run's noise."""
     name = str(run.model.init_from)
-    own = {"init_from": run.model.init_from, "block_size": run.model.block_size}
-    if run.model != ModelOptions(**own):
+    own = {"init_from", "encoder", "freeze_decoder", "block_size"}
+    if run.model != ModelOptions(**run.model.model_dump(include=own)):
         raise ConfigError(
-            "model.init_from brings its own shape; leave out the other keys of model "
-            "(but block_size, for objective.name=block)"
+            "model.init_from brings its own shape; leave out the other keys of model (but encoder "
+            "and freeze_decoder, and block_size for objective.name=block)"
         )
     model, tokenizer, _ = load_folder(name, torch.float32)
     data.check_tokenizer(tokenizer)
     config = model.config
-    if config.max_position_embeddings < run.data.length:
-        raise ConfigError(
-            f"the model in {name} has {config.max_position_embeddings} positions, fewer than "
-            f"data.length {run.data.length}; set data.length={config.max_position_embeddings}"
-        )
     config.objective, config.corruption = _reading(run)
     size = run.model.block_size or config.block_size
     if run.objective.name == "block" and size is None:
@@ -245,6 +299,39 @@ def load_model(run: Run, data: Prepared) -> DiffusionTransformer:
     config.block_size = size if run.objective.name == "block" else None
     model.attend = attend_from(config.attention, config.block_size)
     return model
+
+
+def add_encoder(
+    run: Run, decoder: DiffusionTransformer, pairs: PreparedPairs | None
+) -> EncoderDecoder:
+    """The same network with an encoder, fresh by the run's seed or from another model's weights."""
+    options, config, start = run.model.encoder, decoder.config, None
+    assert options is not None, "asked for"
+    assert isinstance(config, TransformerConfig), "the network's own"
+    if isinstance(decoder, EncoderDecoder):
+        raise ConfigError(f"{run.model.init_from} has an encoder; leave out model.encoder")
+    longest = None if pairs is None else pairs.longest_source
+    common = {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": options.max_position_embeddings or longest or run.data.length,
+        "dropout": options.dropout,
+    }
+    if options.init_from is None:
+        shape = TransformerConfig.of_size(options.size, **_own_shape(options), **common)
+    else:
+        if _own_shape(options) or options.size != EncoderOptions().size:
+            raise ConfigError("model.encoder.init_from brings its own shape; leave out the rest")
+        start, tokenizer, _ = load_folder(options.init_from, torch.float32)
+        if pairs is not None:
+            pairs.check_tokenizer(tokenizer)
+        shape = TransformerConfig(**{key: getattr(start.config, key) for key in SHAPE} | common)
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        network = EncoderDecoder(EncoderDecoderConfig.of(shape, config))
+    network.load_decoder(decoder)
+    if start is not None:
+        network.load_encoder(start)
+    return network
 
 
 def _reading(run: Run) -> tuple[str, dict[str, Any]]:

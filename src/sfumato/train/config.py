@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import pydantic
 import yaml
@@ -54,6 +54,19 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+class EncoderOptions(Section):
+    """The encoder of a network that reads a source, as the data of pairs have them."""
+
+    size: str = "small"
+    hidden_size: Count | None = None
+    num_hidden_layers: Count | None = None
+    num_attention_heads: Count | None = None
+    intermediate_size: Count | None = None
+    max_position_embeddings: Count | None = None  # none: the longest source in the data
+    dropout: Share = 0.0
+    init_from: str | None = None  # a model, by folder or name, whose weights it starts from
+
+
 class ModelOptions(Section):
     """The network: a size by name, and what differs from it."""
 
@@ -68,6 +81,8 @@ class ModelOptions(Section):
     attention: str | None = None  # none: causal for next_token, block_causal for block, else full
     block_size: Count | None = None  # of block_causal attention
     init_from: str | None = None  # a model, by folder or name, whose weights start the run
+    encoder: EncoderOptions | None = None  # reads the sources of pairs; none: they are a prefix
+    freeze_decoder: bool = False  # only the encoder and the cross-attention learn
 
 
 class DataOptions(Section):
@@ -103,6 +118,7 @@ class ObjectiveOptions(Section):
     selection: Choice | None = None  # of masked and block; none: exact_k
     weight: Choice | None = None  # of masked and block; none: bound
     complementary: bool = False  # of masked and block
+    source_dropout: Share = 0.0  # share of rows that do not see their source, for guidance
     curriculum: tuple[SizeStage, ...] = ()  # of block: what comes before model.block_size
     next_token_steps: Steps = 0  # first steps that learn next tokens instead, with the same weights
 
@@ -151,6 +167,7 @@ class SampleOptions(Section):
 
     sample_steps: Steps = 0  # 0: never
     prompts: Annotated[tuple[str, ...], pydantic.BeforeValidator(_listed)] = ("",)
+    sources: Annotated[tuple[str, ...], pydantic.BeforeValidator(_listed)] = ()  # of pairs
     length: Count | None = None  # new tokens; none: the rest of a row
     num_steps: Count | None = 64  # none: one for every new token
     temperature: NotNegative = 1.0
@@ -312,5 +329,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
 def _section(place: list[str]) -> type[Section]:
     section: type[Section] = Run
     for key in place:
-        section = cast(type[Section], section.model_fields[key].annotation)
+        kind = section.model_fields[key].annotation
+        kinds = [one for one in get_args(kind) if one is not type(None)] or [kind]
+        section = cast(type[Section], kinds[0])
     return section

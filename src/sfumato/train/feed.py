@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from sfumato.errors import ConfigError
 from sfumato.rng import Rng
 from sfumato.train.world import World
-from sfumato.types import Batch
+from sfumato.types import Batch, PairBatch
 
 
 class Source(Protocol):
@@ -108,9 +108,8 @@ def _end_in_a_minute(number: int, frame: FrameType | None) -> None:
 
 def as_batch(arrays: dict[str, np.ndarray], slots: np.ndarray) -> Batch:
     """Arrays of rows as tensors, with the slots that seed their corruption."""
-    return Batch(
-        tokens=torch.from_numpy(arrays["tokens"]),
-        trainable=torch.from_numpy(arrays["trainable"]),
-        segments=torch.from_numpy(arrays["segments"]),
-        slots=torch.from_numpy(slots),
-    )
+    kind, names = Batch, ["tokens", "trainable", "segments"]
+    if "source" in arrays:
+        kind, names = PairBatch, [*names, "source"]
+    columns = {name: torch.from_numpy(arrays[name]) for name in names}
+    return kind(**columns, slots=torch.from_numpy(slots))

@@ -145,7 +145,7 @@ class Stepper:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
+    return type(batch)(
         **{f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in fields(batch)}
     )
 

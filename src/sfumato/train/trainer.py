@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfumato.data.prepared import Prepared
-from sfumato.data.rows import Rows
+from sfumato.data.pairs import open_data
+from sfumato.data.rows import PairRows, Rows, open_rows
 from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.likelihood import Estimate, ratio
@@ -29,9 +30,8 @@ from sfumato.train.build import (
     build_corruption,
     build_denoiser,
     build_measure,
-    build_model,
+    build_network,
     build_objective,
-    load_model,
 )
 from sfumato.train.checkpoint import Checkpoints, locked, publish, writing
 from sfumato.train.config import Run, dump_run
@@ -95,20 +95,16 @@ class Trainer:
 
     def __init__(self, run: Run, world: World, stop: Callable[[], bool] = never):
         self.run, self.world, self.stop = run, world, stop
-        data = Prepared.open(run.data.folder)
+        data = open_data(run.data.folder)
         self.tokenizer = data.tokenizer()
         self.special = special_ids(self.tokenizer)
         self.identity = {"data": data.fingerprint, "tokenizer": fingerprint(self.tokenizer)}
-        shape = {"length": run.data.length, "layout": run.data.layout}
-        self.rows = Rows(run.data.folder, "train", **shape)
+        shape: Any = {"length": run.data.length, "layout": run.data.layout}
+        self.rows = open_rows(run.data.folder, "train", **shape)
         self.held_out = None
         if run.evaluate.eval_steps:
-            self.held_out = Rows(run.data.folder, "validation", **shape)
-        self.model = (
-            load_model(run, data)
-            if run.model.init_from
-            else build_model(run, len(self.tokenizer), self.special)
-        )
+            self.held_out = open_rows(run.data.folder, "validation", **shape)
+        self.model = build_network(run, data, len(self.tokenizer), self.special)
         self.corruption = build_corruption(run, self.model.config.vocab_size, self.special.mask)
         if run.train.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
@@ -280,7 +276,7 @@ class Trainer:
     # --- between steps ---
 
     @torch.no_grad()
-    def _evaluate(self, rows: Rows) -> Evaluated:
+    def _evaluate(self, rows: Rows | PairRows) -> Evaluated:
         """The bound on the first held-out rows, the same noise every time."""
         options, world = self.run.evaluate, self.world
         number = min(options.rows, len(rows))
@@ -336,6 +332,7 @@ class Trainer:
         with self._averaged():
             written = lm.generate(
                 options.prompts,
+                source=options.sources or None,
                 length=options.length,
                 num_steps=None if one_each else options.num_steps,
                 temperature=options.temperature,

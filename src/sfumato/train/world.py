@@ -21,13 +21,14 @@ import torch.distributed as dist
 from accelerate.utils import get_cpu_distributed_information
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from sfumato.devices import find_device
 from sfumato.errors import ConfigError
+from sfumato.models.encoder_decoder import EncoderDecoder
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class World:
             for layer in layers(model):
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
+            if isinstance(model, EncoderDecoder):
+                register_fsdp_forward_method(model, "read")
         return module
 
 

@@ -1,0 +1,62 @@
+"""`ConditionalDiffusionLM`: text written from other text.
+
+lm = ConditionalDiffusionLM.from_pretrained("folder or hub name")
+print(lm.generate("Tom found a red ball.", guidance=1.0).text)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sfumato.conditions import Texts
+from sfumato.errors import ConfigError
+from sfumato.models.encoder_decoder import EncoderDecoder
+from sfumato.pages import Generation, Page
+from sfumato.pipeline import DiffusionLM
+
+if TYPE_CHECKING:
+    from sfumato.likelihood import Estimate
+
+
+@dataclass(frozen=True)
+class ConditionalDiffusionLM:
+    """A `DiffusionLM` with an encoder, whose first argument is the source."""
+
+    lm: DiffusionLM
+
+    def __post_init__(self):
+        if not isinstance(self.lm.model, EncoderDecoder):
+            raise ConfigError(
+                f"a {type(self.lm.model).__name__} has no encoder; load it as a DiffusionLM, or "
+                "train one with model.encoder"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "ConditionalDiffusionLM":
+        """Load a folder, or a model on the Hugging Face Hub."""
+        return cls(DiffusionLM.from_pretrained(name_or_path, device=device, dtype=dtype))
+
+    def generate(self, source: Texts, prompt: Texts = "", **options: Any) -> Generation:
+        """Write text from each source, going on from a prompt if there is one."""
+        return self.lm.generate(prompt, source=source, **options)
+
+    def stream(self, source: Texts, prompt: Texts = "", **options: Any) -> Iterator[Page]:
+        """`generate`, page after page; `lm.show` makes text of one, `lm.finish` a `Generation`."""
+        return self.lm.stream(prompt, source=source, **options)
+
+    def score(self, source: Texts, text: Texts, **options: Any) -> "list[Estimate]":
+        """Nats per token of each text given its source, as `DiffusionLM.score` has them."""
+        return self.lm.score(text, source=source, **options)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a plain Hugging Face model folder."""
+        self.lm.save(folder)

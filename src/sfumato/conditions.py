@@ -1,0 +1,97 @@
+"""What a request is conditioned on: which source belongs to which row, and who reads it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfumato.denoisers import Cached, Full
+from sfumato.errors import ConfigError, DataError
+from sfumato.guidance import Guided, towards_prompt, towards_source
+from sfumato.pages import Task
+from sfumato.types import ABSENT
+
+if TYPE_CHECKING:
+    from sfumato.data.tokenizer import SpecialIds
+
+Texts = str | Sequence[str]
+
+
+def repeated(texts: Texts, source: Texts | None, num_samples: int) -> tuple[list[str], list[str]]:
+    """Every text as often as it is wanted, and the source of each; none: no sources at all.
+
+    One text goes with many sources, and one source with many texts.
+    """
+    wanted = [texts] if isinstance(texts, str) else list(texts)
+    if not wanted:
+        raise ConfigError("no text: give one, or '' to write from nothing")
+    if num_samples < 1:
+        raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
+    sources = [] if source is None else [source] if isinstance(source, str) else list(source)
+    if source is not None and not sources:
+        raise ConfigError("no source: give one, or leave it out to write without")
+    if any(not one.strip() for one in sources):
+        raise DataError("a source is empty; give each at least one character, or leave it out")
+    if sources and len(sources) != len(wanted):
+        if 1 not in (len(sources), len(wanted)):
+            raise ConfigError(
+                f"{len(wanted)} texts and {len(sources)} sources; give as many of both, or one"
+            )
+        count = max(len(wanted), len(sources))
+        wanted, sources = (each * (count // len(each)) for each in (wanted, sources))
+
+    def spread(each: list[str]) -> list[str]:
+        return [one for one in each for _ in range(num_samples)]
+
+    return spread(wanted), spread(sources)
+
+
+def source_rows(encoded: Sequence[Sequence[int]], special: "SpecialIds") -> Tensor:
+    """Tokens of sources as prepared data have them, bos to eos: [B, S], padded on the left."""
+    opening = [] if special.bos is None else [special.bos]
+    whole = [[*opening, *ids, special.eos] for ids in encoded]
+    width = max(map(len, whole))
+    return torch.tensor([[ABSENT] * (width - len(ids)) + ids for ids in whole])
+
+
+def check_conditions(task: Task, autoregressive: bool, in_blocks: bool) -> None:
+    """Raise if a source cannot be read, or there is nothing to be guided by."""
+    if in_blocks and (task.source is not None or task.options.guidance):
+        raise ConfigError(
+            "a model of blocks reads no source, and cannot be guided; leave out source and guidance"
+        )
+    if task.options.approx_cache and (task.source is not None or task.options.guidance):
+        raise ConfigError("approx_cache keeps nothing of a source or of guidance; leave it out")
+    if not task.options.guidance or task.source is not None:
+        return
+    if autoregressive:
+        raise ConfigError(
+            "this model writes from left to right and has never seen a hidden prompt, so that it "
+            "can be guided by a source only; leave out guidance"
+        )
+    given = (isinstance(part, str) and part.strip() for row in task.rows for part in row)
+    if not any(given):
+        raise ConfigError("guidance needs a prompt or a source to be guided by; leave it out")
+
+
+@torch.no_grad()
+def reading(
+    task: Task, denoiser: Full | Cached, special: tuple[int, ...]
+) -> Full | Cached | Guided:
+    """The denoiser that has read a task's source, once, and the text before its canvas."""
+    scale, left = task.options.guidance, task.left
+    if scale and task.source is None:
+        text = [
+            None if tokens is None else ~torch.isin(tokens, torch.tensor(special).to(tokens))
+            for tokens in (task.canvas.tokens, left)
+        ]
+        assert text[0] is not None, "a canvas has tokens"
+        left_prompt = None if text[1] is None or task.hidden is None else text[1] & ~task.hidden
+        hidden = task.canvas.fixed & text[0]
+        return towards_prompt(denoiser, scale, hidden, left, task.hidden, left_prompt)
+    shown: Full | Cached | Guided = denoiser
+    if task.source is not None:
+        guided = towards_source(denoiser, task.source, scale)
+        shown = guided if scale else guided.denoiser
+    return shown if left is None else shown.given(left=left, left_hidden=task.hidden)

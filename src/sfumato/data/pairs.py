@@ -1,0 +1,291 @@
+"""Pairs of texts, prepared: what is written from, and what is written.
+
+pairs.json      counts, skipped pairs by reason, fingerprint; written last, so it means "done"
+sources/        prepared data (see `prepared.py`) of all sources
+targets/        and of all targets, document for document; ordinary data, too, to learn from alone
+
+Each side is prepared as any text is: bos, tokens, eos, resumable, the same every time.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sfumato.data.prepared import PREPARED, SPLITS, Prepared
+from sfumato.data.sources import Piece, Source
+from sfumato.data.text import SHARD, Progress, prepare, write_json
+from sfumato.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAIRS, SOURCES, TARGETS = "pairs.json", "sources", "targets"
+FORMAT = 1
+BLANK, NO_SOURCE, NO_TARGET = "blank", "empty source", "empty target"
+
+ENDINGS = ".!?\u2026\u3002\uff01\uff1f"
+CLOSING = "\"'\u2019\u201d)]\u00bb\u300d"
+OPENING = "\"'\u2018\u201c([\u00ab\u300c-\u2013\u2014 "
+ABBREVIATIONS = frozenset(
+    ("mr", "mrs", "ms", "dr", "st", "prof", "sr", "jr", "vs", "etc", "e.g", "i.e")
+)
+
+
+class Pair(NamedTuple):
+    """Two texts, and what decides their split."""
+
+    source: str
+    target: str
+    whole: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two fields of every record, or else every document cut after its first sentence.
+
+    Records in which both sides are blank are no pairs, and counted. With `skip_empty`, those with
+    one blank side are skipped and counted; else they are errors.
+    """
+
+    source: Source
+    source_field: str | None = None
+    target_field: str | None = None
+    skip_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.source_field is None) != (self.target_field is None):
+            raise ConfigError("pairs need both fields, of the source and of the target; give both")
+
+    def identity(self) -> dict[str, object]:
+        """What must stay equal for an interrupted preparation to go on."""
+        kind = [self.source_field, self.target_field] if self.source_field else "first-sentence"
+        return {"pairs": kind, "skip_empty": self.skip_empty, **self.source.identity()}
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (pair for pair, skipped in self.read() if skipped is None)
+
+    def skipped(self) -> dict[str, int]:
+        """How many records are no pairs, and why; reads everything."""
+        return dict(Counter(reason for _, reason in self.read() if reason is not None))
+
+    def read(self) -> Iterator[tuple[Pair, str | None]]:
+        """Every record, and why it is skipped, if it is."""
+        for where, pair in self._records():
+            source, target = bool(pair.source.strip()), bool(pair.target.strip())
+            if source and target:
+                yield pair, None
+                continue
+            reason = BLANK if not (source or target) else NO_TARGET if source else NO_SOURCE
+            if reason != BLANK and not self.skip_empty:
+                raise DataError(
+                    f"{where}: {reason} in a pair; mend it, or skip and count such pairs: "
+                    "--skip-empty"
+                )
+            yield pair, reason
+
+    def _records(self) -> Iterator[tuple[str, Pair]]:
+        if self.source_field is None or self.target_field is None:
+            for number, text in enumerate(self.source.documents(), 1):
+                yield f"{self.source.name}, document {number}", Pair(*cut_first(text), text)
+            return
+        files = self.source.files()
+        parts = [replace(self.source, name=str(path)) for path in files] or [self.source]
+        left = self.source.limit
+        for part in parts:
+            if part.name.lower().removesuffix(".gz").endswith(".txt"):
+                raise DataError(f"{part.name} has no fields; expected JSON lines, CSV or parquet")
+            sides = (
+                replace(part, field=field).records()
+                for field in (self.source_field, self.target_field)
+            )
+            for number, (source, target) in enumerate(zip(*sides, strict=True), 1):
+                if left == 0:
+                    return
+                yield f"{part.name}, record {number}", Pair(source, target, f"{source}\n{target}")
+                left = None if left is None else left - bool(source.strip() or target.strip())
+
+    def sample(self, characters: int) -> Iterator[str]:
+        """About as much text, for a tokenizer to learn from; of documents, what they are."""
+        if self.source_field is None or self.target_field is None:
+            yield from self.source.sample(characters)
+            return
+        for field in (self.source_field, self.target_field):
+            yield from replace(self.source, field=field).sample(characters // 2)
+
+
+def cut_first(text: str) -> tuple[str, str]:
+    """The first sentence and the rest, without the space between; no end, no rest.
+
+    A sentence ends at a full stop or its like (and quotes after it) if then comes a space and no
+    small letter, and not after "Mr." and its like; or at an empty line.
+    """
+    for at, character in enumerate(text):
+        if character == "\n" and text[at + 1 :].lstrip(" \t\r").startswith("\n"):
+            if text[:at].strip():
+                return text[:at].strip(), text[at:].strip()
+            continue
+        if character not in ENDINGS:
+            continue
+        end = at + 1
+        while end < len(text) and text[end] in ENDINGS + CLOSING:
+            end += 1
+        rest = text[end:].lstrip()
+        begins = rest.lstrip(OPENING)[:1]
+        spaced = character in ENDINGS[4:] or text[end : end + 1].isspace()
+        word = text[:at].rsplit(None, 1)[-1:] or [""]
+        if character == "." and word[0].lstrip(OPENING).lower() in ABBREVIATIONS:
+            continue
+        if rest and spaced and begins and not begins.islower():
+            return text[:end].strip(), rest.rstrip()
+    return text.strip(), ""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of all pairs, for `prepare` to read as any source."""
+
+    pairs: Pairs
+    side: str  # SOURCES or TARGETS
+
+    @property
+    def name(self) -> str:
+        return self.pairs.source.name
+
+    def identity(self) -> dict[str, object]:
+        return {**self.pairs.identity(), "side": self.side}
+
+    def num_bytes(self) -> int | None:
+        return self.pairs.source.num_bytes()
+
+    def pieces(self, size: int | None = None) -> Iterator[Piece]:
+        """Whole texts, of any length: both sides of a pair go to one split."""
+        for pair in self.pairs:
+            yield Piece(pair.source if self.side == SOURCES else pair.target, True, pair.whole)
+
+    def sample(self, characters: int) -> Iterator[str]:
+        return self.pairs.sample(characters)
+
+
+@dataclass(frozen=True)
+class PreparedPairs:
+    """A folder of prepared pairs whose files are all there."""
+
+    folder: Path
+    facts: dict[str, Any]  # pairs.json
+    sources: Prepared
+    targets: Prepared
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "PreparedPairs":
+        """Open and check a folder."""
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / PAIRS).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"the preparation of pairs in {folder} was interrupted; run the same prepare "
+                "command again and it goes on where it stopped"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"{folder / PAIRS} is damaged; prepare into a new folder") from error
+        if facts.get("format") != FORMAT:
+            raise DataError(
+                f"{folder} has format {facts.get('format')}, expected {FORMAT}; prepare it again"
+            )
+        sources, targets = Prepared.open(folder / SOURCES), Prepared.open(folder / TARGETS)
+        if _fingerprint(sources, targets) != facts["fingerprint"]:
+            raise DataError(
+                f"the two sides in {folder} do not belong together; prepare into a new folder"
+            )
+        return cls(folder, facts, sources, targets)
+
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+        """Raise if the data were prepared with another tokenizer."""
+        self.targets.check_tokenizer(tokenizer)
+
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer that the data were prepared with."""
+        return self.targets.tokenizer()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all tokens and document borders."""
+        return self.facts["fingerprint"]
+
+    @property
+    def longest_source(self) -> int:
+        """Tokens of the longest source, in both splits."""
+        lengths = [self.sources.facts["splits"][split]["lengths"] for split in SPLITS]
+        return max(found["p100"] for found in lengths if found)
+
+
+def holds_pairs(folder: str | Path) -> bool:
+    """Whether a folder is one of pairs, finished or not."""
+    folder = Path(folder)
+    return (folder / PAIRS).is_file() or (
+        (folder / TARGETS).is_dir() and not (folder / PREPARED).exists()
+    )
+
+
+def open_data(folder: str | Path) -> Prepared | PreparedPairs:
+    """Prepared data of either kind."""
+    return PreparedPairs.open(folder) if holds_pairs(folder) else Prepared.open(folder)
+
+
+def prepare_pairs(
+    pairs: Pairs,
+    out: str | Path,
+    tokenizer: "PreTrainedTokenizerFast | str | Path | None" = None,
+    *,
+    vocab_size: int | None = None,
+    validation: float = 0.05,
+    workers: int | None = None,
+    shard: int = SHARD,
+    progress: Callable[[Progress], None] | None = None,
+) -> PreparedPairs:
+    """Tokenize both sides of all pairs into a folder; the arguments are those of `prepare`.
+
+    Both sides go to the split that the hash of the whole pair says. Documents that are cut after
+    their first sentence are held out exactly where `prepare` holds them out uncut.
+    """
+    out = Path(out)
+    foreign = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if foreign := foreign - {PAIRS, SOURCES, TARGETS}:
+        raise DataError(
+            f"{out} holds other files ({', '.join(sorted(foreign)[:3])}); "
+            "give a new or an empty folder"
+        )
+    common: dict[str, Any] = {
+        "validation": validation,
+        "workers": workers,
+        "shard": shard,
+        "progress": progress,
+    }
+    targets = prepare(
+        Side(pairs, TARGETS), out / TARGETS, tokenizer, vocab_size=vocab_size, **common
+    )
+    sources = prepare(Side(pairs, SOURCES), out / SOURCES, targets.tokenizer(), **common)
+    if not (out / PAIRS).exists():
+        counts = {split: targets.facts["splits"][split]["documents"] for split in SPLITS}
+        facts = {
+            "format": FORMAT,
+            "pairs": counts,
+            "skipped": pairs.skipped(),
+            "fingerprint": _fingerprint(sources, targets),
+        }
+        write_json(out / PAIRS, facts)
+    return PreparedPairs.open(out)
+
+
+def _fingerprint(sources: Prepared, targets: Prepared) -> str:
+    both = [
+        (side.fingerprint, [side.facts["splits"][split]["documents"] for split in SPLITS])
+        for side in (sources, targets)
+    ]
+    aligned = both[0][1] == both[1][1]
+    digest = hashlib.blake2b(f"{both[0][0]} {both[1][0]}".encode(), digest_size=16).hexdigest()
+    return digest if aligned else "of different numbers of documents"

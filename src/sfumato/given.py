@@ -1,0 +1,81 @@
+"""From text that a user gives to tokens on a canvas."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfumato.data.tokenizer import SpecialIds, encode
+from sfumato.errors import ConfigError, DataError
+from sfumato.pages import Part, Reader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+GAP = "____"  # four or more underscores in a text are a gap to fill
+
+
+@dataclass(frozen=True)
+class Given:
+    """How a tokenizer's text is laid out."""
+
+    tokenizer: "PreTrainedTokenizerFast"
+    special: SpecialIds
+    reader: Reader
+    vocab_size: int  # of the model
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text, with none added."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"character {error.start + 1} of the text is half of one (it came from bytes "
+                    "that are not UTF-8); give text in UTF-8"
+                ) from None
+        return encode(self.tokenizer, list(texts))
+
+    def opening(self, ids: list[int]) -> list[int]:
+        """A text starts with bos where the tokenizer has one."""
+        return ids if self.special.bos is None else [self.special.bos, *ids]
+
+    def stem(self, text: str) -> str:
+        """A text without the space at its end, which is left to the token that follows.
+
+        Most tokenizers write it together with the next word, so a model has hardly ever seen it
+        alone. Within a grammar it is shown with the given text all the same: new text is a match.
+        """
+        return text[:-1] if text.endswith(" ") and bool(self.spaced.any()) else text
+
+    @cached_property
+    def spaced(self) -> Tensor:
+        """[V] bool: tokens that begin with a space where they follow a word."""
+        word = self.encode(["a"])[0][:1]
+        lead = self.reader.decode(word) + " "
+        spaced = torch.zeros(self.vocab_size, dtype=torch.bool)
+        for token in range(len(self.tokenizer)):
+            spaced[token] = self.reader.decode([*word, token]).startswith(lead)
+        return spaced
+
+    def gapped(
+        self, text: str, gap_length: int, free: bool
+    ) -> tuple[tuple[Part, ...], list[int], list[int]]:
+        """What a text is made of; its tokens with its end, -1 in the gaps; gaps with a space."""
+        given = re.split("_{4,}", text)
+        if len(given) < 2:
+            raise ConfigError(f"no gap in the text: mark it with {GAP}")
+        stems = [*map(self.stem, given[:-1]), given[-1]]
+        shown = stems if free else given
+        first, *others = self.encode(stems)
+        parts: list[Part] = [shown[0]]
+        ids, spaced = self.opening(first), []
+        for number, tokens in enumerate(others):
+            spaced += [len(ids)] * (stems[number] != given[number])
+            parts += [slice(len(ids), len(ids) + gap_length), shown[number + 1]]
+            ids = [*ids, *[-1] * gap_length, *tokens]
+        return tuple(parts), [*ids, self.special.eos], spaced
