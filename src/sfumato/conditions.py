@@ -55,8 +55,22 @@ def source_rows(encoded: Sequence[Sequence[int]], special: "SpecialIds") -> Tens
     return torch.tensor([[ABSENT] * (width - len(ids)) + ids for ids in whole])
 
 
-def check_conditions(task: Task, autoregressive: bool, in_blocks: bool) -> None:
-    """Raise if a source cannot be read, or there is nothing to be guided by."""
+def check_conditions(
+    task: Task, autoregressive: bool, in_blocks: bool, positions: int | None
+) -> None:
+    """Raise if a source cannot be read, or there is nothing to be guided by.
+
+    `positions`: those of a model without an encoder, to which a source is text before the rest.
+    """
+    if task.source is not None and positions is not None and not in_blocks:
+        source, canvas = task.source.shape[1], task.canvas.tokens.shape[1]
+        prompt = 0 if task.left is None else task.left.shape[1]
+        if source + prompt + canvas > positions:
+            raise ConfigError(
+                f"{source} tokens of the source, {prompt + canvas} of prompt and text do not fit "
+                f"into the model's {positions} positions; use a length of at most "
+                f"{max(1, positions - source - prompt)}, or a model with an encoder"
+            )
     if in_blocks and (task.source is not None or task.options.guidance):
         raise ConfigError(
             "a model of blocks reads no source, and cannot be guided; leave out source and guidance"

@@ -30,6 +30,7 @@ from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
 from sfumato.given import Given
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
+from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
 from sfumato.readers import Cached as BlockReader
@@ -285,9 +286,9 @@ class DiffusionLM:
         never = self.never - self.reader.ends
         spaced = [[r[1].start] * (p != s) for p, s, r in zip(prompts, stems, rows, strict=True)]
         task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources)
-        if left is None or hidden is None or not left.shape[1]:
-            return task
-        return replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
+        if left is not None and hidden is not None and left.shape[1]:
+            task = replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
+        return self._checked(task)
 
     def start_infill(
         self,
@@ -334,7 +335,8 @@ class DiffusionLM:
         tokens, _ = template([ids for _, ids, _ in laid], width, self.special.filler)
         rows, spaced = [parts for parts, _, _ in laid], [places for _, _, places in laid]
         # a gap does not end the text: what follows it is given
-        return self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters, sources)
+        task = self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters, sources)
+        return self._checked(task)
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
@@ -423,7 +425,7 @@ class DiffusionLM:
             at[row, places] = True
         own = (Allowed(at, self.given.spaced.to(self.device)),) if any(spaced) else ()
         led = {(row, place) for row, places in enumerate(spaced) for place in places}
-        task = Task(
+        return Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
@@ -433,7 +435,11 @@ class DiffusionLM:
             led=frozenset() if options.free else frozenset(led),
             source=self._source_rows(sources) if sources else None,
         )
-        check_conditions(task, self.autoregressive, bool(self.block_size))
+
+    def _checked(self, task: Task) -> Task:
+        reads = isinstance(self.model, EncoderDecoder)
+        positions = None if reads else self.model.config.max_position_embeddings
+        check_conditions(task, self.autoregressive, bool(self.block_size), positions)
         return task
 
     def _rule(
