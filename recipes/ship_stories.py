@@ -1,6 +1,6 @@
 """Turn a trained run into the model that comes with the package.
 
-    python recipes/ship_stories.py runs/stories src/sfumato/shipped/stories
+    python recipes/ship_stories.py runs/stories-2 src/sfumato/shipped/stories
 
 Writes the weights as bfloat16 (half the size; the bound moves by less than its error), the
 tokenizer, and the generation defaults below. The model card beside them is written by hand.
@@ -14,7 +14,7 @@ import torch
 
 from sfumato.pipeline import DiffusionLM
 
-DEFAULTS = {"step": "remask_cap", "num_steps": 128, "temperature": 0.8}
+DEFAULTS = {"step": "probability", "num_steps": 256, "temperature": 0.8, "block": 16}
 
 
 def main(run: str, out: str) -> None:

@@ -7,7 +7,7 @@ from worlds import MASK, Tabular, World
 from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.errors import ConfigError
 from sfumato.filters import Forced, Repetition, Suppress, Temperature
-from sfumato.generate import blank, denoise, even_times, generate, one_each
+from sfumato.generate import blank, denoise, even_times, generate, one_each, shared_times
 from sfumato.revising import Cap, Remasking, Wino
 from sfumato.rng import Rng
 from sfumato.schedules import CosineMask, Linear
@@ -456,7 +456,7 @@ def test_temperature_0_with_one_decision_a_step_is_greedy_decoding():
         ({"block": 0}, "block must be at least 1 position, got 0"),
         ({"block": -2}, "block must be at least 1 position, got -2"),
         ({"num_steps": 0}, "num_steps 0 is less than the 1 blocks"),
-        ({"num_steps": 3, "block": 1}, "num_steps 3 is less than the 4 blocks of 1 in 4 positions"),
+        ({"num_steps": 3, "block": 1}, "num_steps 3 is less than the 4 blocks of 1 to write"),
     ],
     ids=str,
 )
@@ -473,3 +473,16 @@ def test_an_empty_canvas_is_refused():
 def test_no_steps_are_refused():
     with pytest.raises(ConfigError, match="num_steps must be at least 1, got 0"):
         even_times(0)
+
+
+def test_steps_are_shared_out_over_the_blocks_that_a_row_writes():
+    noisy = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]]).bool()
+    shares = [[int((row > 0).sum()) for row in shared_times(8, noisy, n)] for n in range(4)]
+    assert [pair[1] for pair in shares[:2]] == [4, 4]
+    assert [trio[0] for trio in shares[1:]] == [3, 3, 2]
+    assert shares[3][2] == 8
+    one = shared_times(8, noisy[1:2], 1)[0]
+    assert torch.equal(shared_times(8, noisy, 1)[1][: len(one)], one)  # as alone
+    for number in range(4):
+        times = shared_times(8, noisy, number)
+        assert bool((times[:, 0] == 1).all() and (times[:, -1] == 0).all())

@@ -40,6 +40,15 @@ def one_each(noisy: Tensor) -> Tensor:
     return (1 - passed / counts.clamp_min(1)).clamp_min(0)
 
 
+def shared_times(num_steps: int, noisy: Tensor, number: int) -> Tensor:
+    """Even times of block `number` for each row [B, n + 1]: num_steps is shared out over the row's
+    own noisy blocks, noisy [B, blocks], the first ones getting what does not come out even."""
+    blocks, before = noisy.sum(1, keepdim=True).clamp_min(1), noisy[:, :number].sum(1, keepdim=True)
+    share = (num_steps // blocks + (before < num_steps % blocks)).clamp_min(1)
+    passed = torch.arange(int(share.max()) + 1, device=noisy.device, dtype=torch.float64)
+    return (1 - passed / share).clamp_min(0)
+
+
 @torch.no_grad()
 def denoise(
     denoiser: Denoiser,
@@ -91,8 +100,9 @@ def generate(
 ) -> Iterator[Canvas]:
     """Yield the page after every step, block after block from the left.
 
-    `num_steps` is shared out over the blocks (None: one for every noisy position). With `lookahead`
-    a block sees what lies right of it, as noise or given text (LLaDA); otherwise not (BD3-LM).
+    `num_steps` is shared out over the blocks that a row writes (None: one for every noisy
+    position). With `lookahead` a block sees what lies right of it, as noise or given text (LLaDA);
+    otherwise not (BD3-LM).
     Only masks say nothing: noise that may be text is refused on the right of a block that is less
     noisy, because the denoiser, told one time for all, would take it for a hint.
     Where nothing is noisy, the page comes as it is, once.
@@ -104,19 +114,21 @@ def generate(
     if size < 1:
         raise ConfigError(f"block must be at least 1 position, got {block}")
     starts = range(0, length, size)
-    if num_steps is not None and num_steps < len(starts):
+    noisy = [canvas.noisy[:, at : at + size].any(1) for at in starts]
+    noisy = torch.stack(noisy, 1)  # [B, blocks]
+    most = int(noisy.sum(1).max())
+    if num_steps is not None and num_steps < most:
         raise ConfigError(
-            f"num_steps {num_steps} is less than the {len(starts)} blocks of {size} in {length} "
-            f"positions; use num_steps={len(starts)} or larger blocks"
+            f"num_steps {num_steps} is less than the {most} blocks of {size} to write; use "
+            f"num_steps={most} or larger blocks"
         )
     corruption = getattr(step, "corruption", None)  # a rule without one decides masks
-    if lookahead and corruption is not None and not corruption.absorbing:
-        written = sum(bool(canvas.noisy[:, at : at + size].any()) for at in starts)
-        if written > 1:
-            raise ConfigError(
-                f"with {type(corruption).__name__.lower()} noise a block cannot see later blocks: "
-                "their noise is stronger than its own, and could be text; use lookahead=False"
-            )
+    telling = corruption is not None and not corruption.absorbing
+    if telling and lookahead and int(noisy.any(0).sum()) > 1:
+        raise ConfigError(
+            f"with {type(corruption).__name__.lower()} noise a block cannot see later blocks: "
+            "their noise is stronger than its own, and could be text; use lookahead=False"
+        )
     if not bool(canvas.noisy.any()):
         yield canvas
     decided = (~canvas.noisy).all(0).long().cumprod(0).sum()  # columns that are given in every row
@@ -135,7 +147,7 @@ def generate(
         if num_steps is None:
             times = one_each(part.noisy)
         else:
-            times = even_times(num_steps // len(starts) + (number < num_steps % len(starts)))
+            times = shared_times(num_steps, noisy, number)
         wide = [_OnPage(change, canvas, start) for change in filters]
         rows, width = part.tokens.shape
         rule = placed(step, canvas, range(rows), [start] * rows, width)
