@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
-from sfumato.generate import placed
+from sfumato.generate import OnPage, pasted, placed
 from sfumato.readers import Reader
 from sfumato.rng import Rng
 from sfumato.types import Canvas, Filter, Sharp, Step
@@ -146,7 +146,7 @@ class _Writer:
         if getattr(self.step, "reopens", False):
             over &= rows.reading | (rows.tick + 1 >= rows.share)
         after = replace(before, tokens=tokens, noisy=noisy)
-        page = _pasted(page, self._at(rows), after)
+        page = pasted(page, self._at(rows), after)
         page, ended = self._ended(page, rows, after, over)
         return page, kept, reader, self._moved(page, rows, over, ended)
 
@@ -200,7 +200,7 @@ class _Writer:
         self, page: Canvas, rows: _Rows, group: _Group, where: Tensor, logits: Tensor
     ) -> Canvas:
         where = where[group.index]
-        wide = [_OnPage(change, page, self._at(rows)) for change in self.filters]
+        wide = [OnPage(change, page, self._at(rows)) for change in self.filters]
         if bool(where.any()):
             for change in wide:
                 if not change.sharpens:
@@ -248,34 +248,6 @@ class _Writer:
     def _block(self, page: Canvas, rows: _Rows, memory: Mapping[str, Tensor]) -> Canvas:
         at = self._at(rows)
         return Canvas(page.tokens[at], page.noisy[at], page.fixed[at], memory)
-
-
-@dataclass(frozen=True)
-class _OnPage:
-    """A filter that sees the whole page, and positions on it, where the step sees blocks."""
-
-    change: Filter
-    page: Canvas
-    at: tuple[Tensor, Tensor]
-
-    @property
-    def sharpens(self) -> bool:
-        return getattr(self.change, "sharpens", False)
-
-    @property
-    def greedy(self) -> bool:
-        return getattr(self.change, "greedy", False)
-
-    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
-        wide = torch.zeros_like(self.page.noisy)
-        wide[self.at] = where
-        return self.change(logits, _pasted(self.page, self.at, canvas), wide)
-
-
-def _pasted(page: Canvas, at: tuple[Tensor, Tensor], part: Canvas) -> Canvas:
-    tokens, noisy = page.tokens.clone(), page.noisy.clone()
-    tokens[at], noisy[at] = part.tokens, part.noisy
-    return replace(page, tokens=tokens, noisy=noisy)
 
 
 def _widened(canvas: Canvas, by: int, filler: int) -> Canvas:

@@ -148,8 +148,9 @@ def generate(
             times = one_each(part.noisy)
         else:
             times = shared_times(num_steps, noisy, number)
-        wide = [_OnPage(change, canvas, start) for change in filters]
         rows, width = part.tokens.shape
+        at = (slice(None), slice(start, start + width))
+        wide = [OnPage(change, canvas, at) for change in filters]
         rule = placed(step, canvas, range(rows), [start] * rows, width)
         pages = denoise(around, part, rule, times, rng.fold(number), filters=wide)
         for part in pages:
@@ -166,13 +167,16 @@ def placed(step: Step, page: Canvas, rows: Sequence[int], starts: Sequence[int],
     return step.within(page, rows, starts, size)  # type: ignore[attr-defined]
 
 
+Place = tuple[slice | Tensor, slice | Tensor]  # an index of a page [B, L]: where a block of it is
+
+
 @dataclass(frozen=True)
-class _OnPage:
+class OnPage:
     """A filter that sees the whole page, and positions on it, where the step sees a block."""
 
     change: Filter
     page: Canvas
-    start: int
+    at: Place
 
     @property
     def sharpens(self) -> bool:
@@ -183,9 +187,16 @@ class _OnPage:
         return getattr(self.change, "greedy", False)
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
-        before, after = self.start, self.page.tokens.shape[1] - self.start - where.shape[1]
-        wide = torch.nn.functional.pad(where, (before, after))
-        return self.change(logits, _paste(self.page, self.start, canvas), wide)
+        wide = torch.zeros_like(self.page.noisy)
+        wide[self.at] = where
+        return self.change(logits, pasted(self.page, self.at, canvas), wide)
+
+
+def pasted(page: Canvas, at: Place, part: Canvas) -> Canvas:
+    """The page with a block's tokens in it."""
+    tokens, noisy = page.tokens.clone(), page.noisy.clone()
+    tokens[at], noisy[at] = part.tokens, part.noisy
+    return replace(page, tokens=tokens, noisy=noisy)
 
 
 def _columns(canvas: Canvas, start: int, stop: int) -> Canvas:
