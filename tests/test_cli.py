@@ -68,7 +68,7 @@ def test_all_options_reach_the_model(run, folder):
     words += ["--step", "threshold", "--step-option", "level=0.25", "--temperature", 0.5]
     words += ["--top-k", 7, "--top-p", 0.75, "--min-p", 0.01, "--repetition-penalty", 1.25]
     words += ["--suppress", 40, "--suppress", 41, "--block", 3, "--no-lookahead", "--seed", 9]
-    words += ["--approx-cache", "dual", "--approx-refresh", 2]
+    words += ["--approx-cache", "dual", "--approx-refresh", 2, "--precision", "bf16"]
     code, out, err = run(*words, "--device", "cpu")
     assert code == 0, err
     result = json.loads(out)
@@ -95,6 +95,7 @@ def test_all_options_reach_the_model(run, folder):
         "regex": None,
         "json_schema": None,
         "choices": None,
+        "precision": "bf16",
         "seed": 9,
     }
     assert len(result["texts"]) == 2

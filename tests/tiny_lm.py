@@ -61,7 +61,7 @@ def tiny_lm(
         )
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.2)
-    options = GenerationOptions(canvas=CANVAS, layout=layout)
+    options = GenerationOptions(canvas=CANVAS, layout=layout, precision="fp32")
     return DiffusionLM(model.eval(), tokenizer(), options)
 
 

@@ -99,6 +99,9 @@ class Writing:
     ] = None
     approx_refresh: Annotated[int | None, typer.Option(help="Or once in so many steps.")] = None
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32 or bf16: how the network computes.")
+    ] = None
     regex: Annotated[
         str | None, typer.Option(help="All new text (with --infill: of each gap) matches it.")
     ] = None

@@ -1,4 +1,4 @@
-"""Where tensors live, by name."""
+"""Where tensors live and what their numbers are, by name."""
 
 import torch
 
@@ -19,6 +19,26 @@ def find_device(name: str | torch.device, index: int = 0) -> torch.device:
     device = torch.device(name)
     alone = device.type == "cpu" or device.index is not None
     return device if alone else torch.device(device.type, index)
+
+
+def find_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What "fp32" and "bf16" mean, and "auto" on a device: what it multiplies fastest."""
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if precision not in ("auto", *known):
+        raise ConfigError(f"precision must be 'auto', 'fp32' or 'bf16', got '{precision}'")
+    return fast_dtype(device) if precision == "auto" else known[precision]
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it faster than float32, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        fast = bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _lack(name: str | torch.device) -> str | None:

@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sfumato.corruption import Corruption
+from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError, near
 from sfumato.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
 from sfumato.grammar import Grammar
@@ -127,6 +130,7 @@ class GenerationOptions:
     json_schema: Mapping[str, Any] | str | None = None  # ... is JSON that is valid under it
     choices: tuple[str, ...] | None = None  # ... is one of these
     seed: int | None = None  # None: another text every time
+    precision: str = "auto"  # of the network: "fp32", "bf16", or what the device multiplies fastest
 
     def __post_init__(self):
         for name in ("length", "canvas", "num_steps", "block", "approx_refresh"):
@@ -149,6 +153,7 @@ class GenerationOptions:
             STEPS[self.step].check(self.step, self.step_options)
         if len([g for g in (self.regex, self.json_schema, self.choices) if g is not None]) > 1:
             raise ConfigError("regex, json_schema and choices exclude each other; give one of them")
+        find_dtype(self.precision, torch.device("cpu"))
         self.filters(())  # their own checks: a bad temperature is refused here, not later
 
     def with_changes(self, **changes: Any) -> "GenerationOptions":

@@ -23,7 +23,7 @@ from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import save_tokenizer, special_ids, token_bytes
 from sfumato.denoisers import Cached, Full, autoregressive
-from sfumato.devices import find_device
+from sfumato.devices import find_device, find_dtype
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
@@ -31,6 +31,7 @@ from sfumato.generate import blank, generate
 from sfumato.given import Given
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.models.encoder_decoder import EncoderDecoder
+from sfumato.models.packed import Network
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
 from sfumato.readers import Cached as BlockReader
@@ -56,6 +57,7 @@ class DiffusionLM:
         self.tokenizer = tokenizer
         self.special = special_ids(tokenizer)
         self.options = options or GenerationOptions()
+        self.network = Network(model)
         config = model.config
         check_tokenizer(config, tokenizer, self.special)
         self.corruption = corruption_from(config.corruption, config.vocab_size, self.special.mask)
@@ -352,22 +354,22 @@ class DiffusionLM:
 
     def _canvases(self, task: Task) -> Iterator[Canvas]:
         options = task.options
+        network = self.network.compute(options.precision)
         shared = {"num_steps": options.num_steps, "filters": task.filters}
         if self.block_size:
-            reader = BlockReader(self.model, self.special.mask, self.block_size)
+            reader = BlockReader(network, self.special.mask, self.block_size)
             ends, filler = tuple(self.reader.ends), self.special.filler
             return generate_blocks(
                 reader, task.canvas, task.step, task.rng, **shared, ends=ends, filler=filler
             )
-        denoiser: Full | Cached = self.denoiser
+        denoiser: Full | Cached = replace(self.denoiser, model=network)
         if self.autoregressive:
-            denoiser = Cached(self.model, self.special.mask, Causal(), shift=True)
+            denoiser = Cached(network, self.special.mask, Causal(), shift=True)
         around = {"block": options.block, "lookahead": options.lookahead}
         shown: Denoiser
         if options.approx_cache:
-            kept = ApproximateCache(
-                self.denoiser, options.approx_cache, refresh=options.approx_refresh
-            )
+            assert isinstance(denoiser, Full), "a model of full attention"
+            kept = ApproximateCache(denoiser, options.approx_cache, refresh=options.approx_refresh)
             left = task.left
             shown = kept if left is None else kept.given(left=left, left_hidden=task.hidden)
         else:
@@ -399,6 +401,15 @@ class DiffusionLM:
             options = options.one_by_one()
         elif self.block_size:
             options = options.in_blocks(self.block_size)
+        if (
+            isinstance(self.model, EncoderDecoder)
+            and options.precision != "auto"
+            and find_dtype(options.precision, self.device) != self.model.dtype
+        ):
+            raise ConfigError(
+                "a model with an encoder computes in the type of its weights; leave out precision, "
+                "or load it with another dtype"
+            )
         options.check_approximate(self.corruption, self.autoregressive or bool(self.block_size))
         seed = secrets.randbits(31) if options.seed is None else options.seed
         return replace(options, seed=seed)

@@ -144,7 +144,7 @@ class Store:
         return Store([(k[rows], v[rows]) for k, v in self.layers], self.positions[rows])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
     """A store in one pass, over positions that follow `lengths` [B] positions of text.
 
@@ -164,17 +164,18 @@ class Reading:
     def known(self, positions: Tensor, segments: Tensor | None) -> Known:
         """Columns that the text has not reached, or has left, are hidden."""
         kept = self.store.positions
-        kept.scatter_(1, positions % kept.shape[1], positions)
-        kept = kept[:, : self._used(positions)]
+        room = kept.shape[1]
+        self.columns = positions % room
+        self.rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self.used = min(int(positions.max()) + 1, room)
+        kept[self.rows, self.columns] = positions
+        kept = kept[:, : self.used]
         hidden = (kept < 0) | (kept > positions[:, -1:])
         own = torch.zeros_like(positions) if segments is None else segments
         return Known(kept, torch.zeros_like(kept).masked_fill(hidden, HIDDEN), own)
 
     def layer(self, number: int) -> Layer:
         return _Columns(self, number)
-
-    def _used(self, positions: Tensor) -> int:
-        return min(int(positions.max()) + 1, self.store.positions.shape[1])
 
 
 @dataclass(frozen=True)
@@ -183,16 +184,13 @@ class _Columns:
     number: int
 
     def join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        store, (batch, heads, length, width) = self.reading.store, keys.shape
-        room = store.positions.shape[1]
-        if len(store.layers) == self.number:
-            shape = (batch, room, heads, width)
-            store.layers.append((keys.new_zeros(shape), values.new_zeros(shape)))
-        positions = self.reading.next_positions(length)
-        columns = (positions % room)[:, :, None, None].expand(batch, length, heads, width)
-        used = self.reading._used(positions)
+        reading, layers = self.reading, self.reading.store.layers
+        batch, heads, _, width = keys.shape
+        if len(layers) == self.number:
+            shape = (batch, reading.store.positions.shape[1], heads, width)
+            layers.append((keys.new_zeros(shape), values.new_zeros(shape)))
         joined = []
-        for kept, new in zip(store.layers[self.number], (keys, values), strict=True):
-            kept.scatter_(1, columns, new.transpose(1, 2))
-            joined.append(kept[:, :used].transpose(1, 2))
+        for kept, new in zip(layers[self.number], (keys, values), strict=True):
+            kept[reading.rows, reading.columns] = new.transpose(1, 2)
+            joined.append(kept[:, : reading.used].transpose(1, 2))
         return joined[0], joined[1]

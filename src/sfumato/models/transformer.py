@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,17 @@ class DiffusionOutput(ModelOutput):
     nll: Tensor | None = None  # [N], with labels
     correct: Tensor | None = None  # [N] bool, with labels
     key_values: KeyValues | None = None
+
+
+class Start(NamedTuple):
+    """A pass before its first block."""
+
+    x: Tensor  # [B * L, D]
+    cos: Tensor  # [B, 1, L, E / 2]
+    sin: Tensor
+    bias: Tensor | None  # [B, 1, L, P + L], 0 where seen and -inf elsewhere
+    positions: Tensor  # [B, L]
+    segments: Tensor | None  # [B, L]
 
 
 class RMSNorm(nn.Module):
@@ -314,6 +326,35 @@ class DiffusionTransformer(PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.head = new_embeddings  # type: ignore[assignment]
 
+    def begin(
+        self,
+        input_ids: Tensor,  # [B, L]
+        t: Tensor | None,
+        segments: Tensor | None,  # [B, L]
+        positions: Tensor | None,  # [B, L]
+        attend: Attend,
+        past: Past | None,
+    ) -> Start:
+        """What the first block is given."""
+        batch, length = input_ids.shape
+        if positions is None:
+            positions = self._positions(segments, past, batch, length, input_ids.device)
+        keys, key_segments = positions, segments
+        if past is not None:
+            keys, key_segments, segments = past.known(positions, segments)
+        allowed = attention_allowed(attend, positions, keys, segments, key_segments)
+        bias = None
+        if allowed is not None and not (allowed.device.type == "cpu" and bool(allowed.all())):
+            bias = torch.zeros_like(allowed, dtype=compute_dtype(self.embed.weight))
+            bias = bias.masked_fill(~allowed, -torch.inf)
+        cos, sin = rotary(positions, self.config.head_width, self.config.rope_theta)
+        x = self.embed(input_ids.flatten())
+        if self.time is not None:
+            if t is None:
+                raise ConfigError("this model reads the time: pass t, [B] in [0, 1]")
+            x = x + self.time((t if t.dim() == 2 else t[:, None].expand(-1, length)).flatten())
+        return Start(x, cos, sin, bias, positions, segments)
+
     def hidden(
         self,
         input_ids: Tensor,  # [B, L]
@@ -326,32 +367,16 @@ class DiffusionTransformer(PreTrainedModel):
         source: Source | None = None,
     ) -> tuple[Tensor, KeyValues]:
         """Final hidden states, [B, L, D] or [N, D] at `where`, and this call's keys and values."""
-        batch, length = input_ids.shape
-        if positions is None:
-            positions = self._positions(segments, past, batch, length, input_ids.device)
-        keys, key_segments = positions, segments
-        if past is not None:
-            keys, key_segments, segments = past.known(positions, segments)
-        allowed = attention_allowed(attend, positions, keys, segments, key_segments)
-        bias = None
-        if allowed is not None:
-            bias = torch.zeros_like(allowed, dtype=compute_dtype(self.embed.weight))
-            bias = bias.masked_fill(~allowed, -torch.inf)
-        cos, sin = rotary(positions, self.config.head_width, self.config.rope_theta)
-        x = self.embed(input_ids.flatten())
-        if self.time is not None:
-            if t is None:
-                raise ConfigError("this model reads the time: pass t, [B] in [0, 1]")
-            x = x + self.time((t if t.dim() == 2 else t[:, None].expand(-1, length)).flatten())
+        start = self.begin(input_ids, t, segments, positions, attend, past)
         index = None if where is None else where.flatten().nonzero()[:, 0]
-        fresh = []
+        x, fresh = start.x, []
         for number, block in enumerate(self.blocks):
             last = number == len(self.blocks) - 1
             arguments = (
                 x,
-                cos,
-                sin,
-                bias,
+                start.cos,
+                start.sin,
+                start.bias,
                 None if past is None else past.layer(number),
                 index if last else None,
                 *(() if source is None else (source.layers[number],)),
@@ -362,8 +387,8 @@ class DiffusionTransformer(PreTrainedModel):
                 x, new = block(*arguments)
             fresh.append(new)
         x = self.norm(x)
-        x = x if index is not None else x.view(batch, length, -1)
-        return x, KeyValues(tuple(fresh), positions, segments)
+        x = x if index is not None else x.view(*input_ids.shape, -1)
+        return x, KeyValues(tuple(fresh), start.positions, start.segments)
 
     def _positions(
         self,

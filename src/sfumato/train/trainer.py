@@ -21,6 +21,7 @@ from torch import Tensor
 from sfumato.data.pairs import open_data
 from sfumato.data.rows import PairRows, Rows, open_rows
 from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
+from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.likelihood import Estimate, ratio
 from sfumato.options import GenerationOptions, write_generation_config
@@ -52,7 +53,7 @@ from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
 from sfumato.train.state import State
 from sfumato.train.step import Scored, Stepper, to_device
-from sfumato.train.world import World, fast_dtype, joined, release
+from sfumato.train.world import World, joined, release
 from sfumato.types import Batch
 
 EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
@@ -113,10 +114,7 @@ class Trainer:
         scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
         objective = build_objective(run, self.corruption, self.model.config.block_size)
         self.scored = world.spread(scored, run.train.parallel)  # nothing after it is refused
-        fast = fast_dtype(world.device)
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": fast}[
-            run.train.precision
-        ]
+        self.dtype = find_dtype(run.train.precision, world.device)
         params = dict(self.model.named_parameters())
         average = Average(params, run.train.ema_decay) if run.train.ema_decay else None
         self.state = State(self.model, build_optimizers(self.model, run.train, self.dtype), average)
