@@ -11,9 +11,9 @@ dlmserve is skipped, and said so, without an interpreter that has it:
 
 A lap is one whole generation from an empty page: no prompt (autoregression and dlmserve start from
 one token), greedy, LLaDA's even quota of the most confident positions each step. The forwards of
-the network are counted by a hook, and the masks left in the output are counted too; both are in
-the JSON. Diffusion in 64 full steps computes 64 positions for each one that autoregression with a
-cache computes; the lines of `llama` say what that costs.
+the network are counted, and the masks left in the output are counted too; both are in the JSON.
+Diffusion in 64 full steps computes 64 positions for each one that autoregression with a cache
+computes, in blocks of 16 with an exact cache 4; the lines of `llama` say what that costs.
 """
 
 import sys
@@ -24,17 +24,33 @@ from typing import Any
 from racing import Clock, Race, Shape, main, modernbert, parameters
 
 STEPS = 64
+BLOCK = 16  # of the model of blocks
 
 
 class Forwards:
     """Counts calls of a network during the last lap."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any = None):
         self.count = 0
-        model.register_forward_hook(self._add)
+        if model is not None:
+            model.register_forward_hook(self._add)
 
     def _add(self, *_: Any) -> None:
         self.count += 1
+
+    def around(self, network: Any) -> Any:
+        """The same for a network that is no module of torch's."""
+        forwards = self
+
+        class Counted:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(network, name)
+
+            def __call__(self, *args: Any, **options: Any) -> Any:
+                forwards.count += 1
+                return network(*args, **options)
+
+        return Counted()
 
 
 def hand_loop(shape: Shape, clock: Clock, laps: int, *, tuned: bool) -> dict[str, Any]:
@@ -172,19 +188,12 @@ def dlmserve(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     return {"parameters": parameters(model), "forwards": forwards.count, "masks_left": left}
 
 
-def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
-    """This package's loop over its own network of the shape, in bfloat16."""
+def network(shape: Shape, **options: Any) -> Any:
+    """This package's network of the shape, as it is used for generation in bfloat16."""
     import torch
 
-    from sfumato.corruption import Masked
-    from sfumato.denoisers import Full
-    from sfumato.filters import Temperature
-    from sfumato.generate import blank, generate
+    from sfumato.models.packed import Packed
     from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
-    from sfumato.rng import Rng
-    from sfumato.schedules import Linear
-    from sfumato.steps import TopConfidence
-    from sfumato.types import Canvas
 
     torch.manual_seed(0)
     config = TransformerConfig(
@@ -195,29 +204,90 @@ def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
         num_attention_heads=shape.heads,
         max_position_embeddings=shape.length,
         mask_token_id=shape.mask_id,
+        **options,
     )
-    model = DiffusionTransformer(config).to(torch.bfloat16).eval()
-    forwards = Forwards(model)
+    return Packed(DiffusionTransformer(config).eval(), torch.bfloat16)
+
+
+def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
+    """Pages of our own: on the full canvas, in blocks with the exact or an approximate cache, or
+    one token after another."""
+    import torch
+
+    from sfumato.approximate import ApproximateCache
+    from sfumato.blockwise import generate_blocks
+    from sfumato.corruption import Masked
+    from sfumato.denoisers import Cached, Full
+    from sfumato.filters import Temperature
+    from sfumato.generate import blank, generate
+    from sfumato.models.attend import Causal
+    from sfumato.readers import Cached as Blocks
+    from sfumato.rng import Rng
+    from sfumato.schedules import Linear
+    from sfumato.steps import LeftToRight, TopConfidence
+    from sfumato.types import Canvas
+
+    seen = {"blocks": {"attention": "block_causal", "block_size": BLOCK}}
+    seen["autoregression"] = {"attention": "causal", "objective": "next_token"}
+    model = network(shape, **seen.get(kind, {}))
+    forwards = Forwards()
+    counted = forwards.around(model)
     corruption = Masked(shape.vocab_size, shape.mask_id, Linear())
     empty = torch.full((shape.batch, shape.length), shape.mask_id)
     rng = Rng.from_seed(0, shape.batch)
     canvas = blank(corruption, empty, torch.zeros_like(empty, dtype=torch.bool), rng)
     rule, filters = TopConfidence(corruption.schedule), (Temperature(0),)
+    mask = shape.mask_id
 
-    def write(limit: int) -> Canvas:
+    def pages() -> Any:
+        shared = {"num_steps": STEPS, "filters": filters}
+        if kind == "blocks":
+            return generate_blocks(Blocks(counted, mask, BLOCK), canvas, rule, rng, **shared)
+        if kind == "approximate":
+            kept = ApproximateCache(Full(counted, mask), "dual")
+            return generate(kept, canvas, rule, rng, block=32, **shared)
+        if kind == "autoregression":
+            first = torch.ones((shape.batch, 1), dtype=torch.int64)
+            reader = Cached(counted, mask, Causal(), shift=True).given(left=first)
+            one_by_one = {"block": 1, "lookahead": False, "filters": filters}
+            return generate(reader, canvas, LeftToRight(corruption.schedule), rng, **one_by_one)
+        return generate(Full(counted, mask), canvas, rule, rng, **shared)
+
+    def write(limit: int | None) -> Canvas:
         forwards.count = 0
-        pages = generate(
-            Full(model, shape.mask_id), canvas, rule, rng, num_steps=STEPS, filters=filters
-        )
-        return deque(islice(pages, limit), maxlen=1)[0]
+        return deque(islice(pages(), limit), maxlen=1)[0]
 
     page = write(2)
     clock.lap()
     for _ in range(laps):
-        page = write(STEPS)
+        page = write(None)
         clock.lap()
     left = int(page.tokens.eq(shape.mask_id).sum())
-    return {"parameters": parameters(model), "forwards": forwards.count, "masks_left": left}
+    return {
+        "parameters": parameters(model.model),
+        "forwards": forwards.count,
+        "masks_left": left,
+    }
+
+
+def sfumato(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """The full canvas, exact."""
+    return writing(shape, clock, laps, "canvas")
+
+
+def sfumato_blocks(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """A model of blocks with its exact cache."""
+    return writing(shape, clock, laps, "blocks")
+
+
+def sfumato_approximate(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """A model of full attention with a dual cache around blocks of 32."""
+    return writing(shape, clock, laps, "approximate")
+
+
+def sfumato_autoregression(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    """The causal model of the shape, one token after another."""
+    return writing(shape, clock, laps, "autoregression")
 
 
 def make_race(batch: int) -> Race:
@@ -228,6 +298,9 @@ def make_race(batch: int) -> Race:
         "llama": llama,
         "llama-bfloat16": llama_bfloat16,
         "sfumato": sfumato,
+        "sfumato-blocks": sfumato_blocks,
+        "sfumato-approximate": sfumato_approximate,
+        "sfumato-autoregression": sfumato_autoregression,
     }
     return Race(
         title=f"Generation, {batch} x 256 tokens in {STEPS} steps",

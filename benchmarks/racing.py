@@ -167,8 +167,11 @@ def processor() -> str:
     return f"{name} ({', '.join(units) or 'no bfloat16 unit'})"
 
 
-def main(doc: str, make_race: Callable[[int], Race], batch: int) -> None:
-    """Command line of a race: referee by default, a single contestant with --contestant."""
+def main(doc: str, make_race: Callable[..., Race], batch: int, **own: str) -> None:
+    """Command line of a race: referee by default, a single contestant with --contestant.
+
+    `own` options of a script and their defaults are handed to `make_race` after the batch.
+    """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -177,10 +180,13 @@ def main(doc: str, make_race: Callable[[int], Race], batch: int) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants to run, in order")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
     parser.add_argument("--contestant", metavar="NAME", help="run one, here, once; print JSON")
-    for peer in sorted(make_race(batch).peers):
+    for name, default in own.items():
+        parser.add_argument(f"--{name}", default=default)
+    for peer in sorted(make_race(batch, **own).peers):
         parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"interpreter that has {peer}")
     options = parser.parse_args()
-    race = make_race(options.batch)
+    own = {name: getattr(options, name) for name in own}
+    race = make_race(options.batch, **own)
     if options.contestant:
         print(json.dumps(run_alone(race, options.contestant)))
         return
@@ -195,7 +201,9 @@ def main(doc: str, make_race: Callable[[int], Race], batch: int) -> None:
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
     for number in range(options.rounds):
         for name, python in pythons.items():
-            one = run_in_child(sys.argv[0], name, python, ["--batch", str(race.shape.batch)])
+            asked = {"batch": str(race.shape.batch), **own}
+            words = [word for key, value in asked.items() for word in (f"--{key}", value)]
+            one = run_in_child(sys.argv[0], name, python, words)
             rounds[name].append(one)
             print(
                 f"round {number + 1} {name}: {sum(one['cpu_seconds']):.1f} CPU-s", file=sys.stderr
