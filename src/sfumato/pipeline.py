@@ -29,7 +29,7 @@ from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
 from sfumato.given import Given
-from sfumato.models.attend import HIDDEN, BlockCausal, Causal
+from sfumato.models.attend import HIDDEN, BlockCausal
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
@@ -361,7 +361,7 @@ class DiffusionLM:
             )
         denoiser: Full | Cached = self.denoiser
         if self.autoregressive:
-            denoiser = Cached(self.model, self.special.mask, Causal(), shift=True)
+            denoiser = Cached(self.model, self.special.mask)
         around = {"block": options.block, "lookahead": options.lookahead}
         shown: Denoiser
         if options.approx_cache:
