@@ -220,7 +220,6 @@ def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
     from sfumato.denoisers import Cached, Full
     from sfumato.filters import Temperature
     from sfumato.generate import blank, generate
-    from sfumato.models.attend import Causal
     from sfumato.readers import Cached as Blocks
     from sfumato.rng import Rng
     from sfumato.schedules import Linear
@@ -248,7 +247,7 @@ def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
             return generate(kept, canvas, rule, rng, block=32, **shared)
         if kind == "autoregression":
             first = torch.ones((shape.batch, 1), dtype=torch.int64)
-            reader = Cached(counted, mask, Causal(), shift=True).given(left=first)
+            reader = Cached(counted, mask).given(left=first)
             one_by_one = {"block": 1, "lookahead": False, "filters": filters}
             return generate(reader, canvas, LeftToRight(corruption.schedule), rng, **one_by_one)
         return generate(Full(counted, mask), canvas, rule, rng, **shared)

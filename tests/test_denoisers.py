@@ -6,10 +6,8 @@ from worlds import MASK as WORLD_MASK
 from worlds import World
 
 from sfumato.corruption import Masked
-from sfumato.denoisers import Cached, Full, autoregressive
-from sfumato.errors import ConfigError
-from sfumato.models.attend import HIDDEN, BlockCausal, Causal
-from sfumato.models.attend import Full as FullAttention
+from sfumato.denoisers import Full, autoregressive
+from sfumato.models.attend import HIDDEN, Causal
 from sfumato.testing import check_denoiser
 
 VOCAB, MASK = 12, 4  # the mask token in the middle of the vocabulary
@@ -246,43 +244,3 @@ def test_leave_one_out_needs_no_more_positions_than_the_canvas_has():
     canvas = noisy(3, 6)
     where = canvas == MASK
     assert Full(model, MASK).leave_one_out(canvas, T, where).shape == (int(where.sum()), VOCAB)
-
-
-# --- caches (test_cached.py has the rest) ---
-
-
-@pytest.mark.parametrize(
-    ("options", "length"),
-    [({"attention": "causal"}, 3), ({"attention": "block_causal", "block_size": 2}, 4)],
-    ids=str,
-)
-def test_cached_prompts_of_different_lengths_equal_full_ones(options, length):
-    model = network(**options)
-    shift = options["attention"] == "causal"
-    full = autoregressive(model, MASK) if shift else Full(model, MASK)
-    cached = Cached(model, MASK, model.attend, shift=shift)
-    left = text(3, 5)
-    hidden = torch.arange(5)[None] < torch.tensor([[1], [3], [5]])  # the last has no prompt
-    canvas = noisy(3, length)
-    for more in ([], [text(3, 4, 7)]):
-        one, other = (d.given(left=left, left_hidden=hidden) for d in (full, cached))
-        for part in more:
-            one, other = one.given(left=part), other.given(left=part)
-        close(other(canvas, T), one(canvas, T))
-
-
-def test_a_cache_refuses_what_it_cannot_do_exactly():
-    model = network(attention="block_causal", block_size=4)
-    cached = Cached(model, MASK, model.attend)
-    with pytest.raises(ConfigError, match="cached text cannot see what is on the right"):
-        cached.given(right=text(3, 2))
-    unfinished = "tokens on the left of the rows are not all multiples of the block size 4"
-    with pytest.raises(ConfigError, match=rf"\[3, 3, 3\] {unfinished}"):
-        cached.given(left=text(3, 3))
-    hidden = torch.arange(4)[None] < torch.tensor([[0], [1], [4]])
-    with pytest.raises(ConfigError, match=rf"\[4, 3, 0\] {unfinished}"):
-        cached.given(left=text(3, 4), left_hidden=hidden)
-    with pytest.raises(ConfigError, match="a cache needs a causal or block-causal model"):
-        Cached(network(), MASK, FullAttention())
-    assert cached.given(left=text(3, 0)) is cached
-    assert isinstance(cached.attend, BlockCausal)

@@ -7,7 +7,6 @@ from test_transformer import network
 from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.errors import ConfigError
 from sfumato.guidance import towards_prompt, towards_source
-from sfumato.models.attend import BlockCausal, Causal
 from sfumato.testing import check_denoiser
 from sfumato.types import ABSENT
 
@@ -22,8 +21,8 @@ KINDS = {
     "encoder": lambda: Full(reader(), MASK),
     "prefix": lambda: Full(network(), MASK),
     "causal": lambda: autoregressive(reader(attention="causal"), MASK),
-    "cached": lambda: Cached(reader(attention="causal"), MASK, Causal(), shift=True),
-    "blocks": lambda: Cached(reader(attention="block_causal", block_size=2), MASK, BlockCausal(2)),
+    "cached": lambda: Cached(reader(attention="causal"), MASK),
+    "cached prefix": lambda: Cached(network(attention="causal"), MASK),
 }
 
 
@@ -131,6 +130,34 @@ def test_the_encoder_runs_once_for_a_request():
             guided = guided.given(left=text(3, 1))
             guided(tokens, T)
     assert len(calls) == 1
+
+
+@torch.no_grad()
+def test_text_may_come_before_its_source():
+    cached, left, tokens = KINDS["cached"](), text(3, 4), noisy(3, 6)
+    guided = towards_source(cached.given(left=left), sources(), 1.0)
+    plain = towards_source(autoregressive(cached.model, MASK).given(left=left), sources(), 1.0)
+    close(guided(tokens, T).softmax(-1), plain(tokens, T).softmax(-1))
+
+
+@pytest.mark.parametrize("kind", ["cached", "cached prefix"])
+@torch.no_grad()
+def test_guided_decoding_reads_every_token_once_for_each_side(kind):
+    denoiser = KINDS[kind]()
+    shapes = []
+    denoiser.model.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[1]))
+    guided, plain = (
+        towards_source(one, sources(), 1.0).given(left=text(3, 2))
+        for one in (denoiser, autoregressive(denoiser.model, MASK))
+    )
+    found = []
+    for _ in range(3):
+        found.append(guided(text(3, 1), T))
+        guided = guided.given(left=text(3, 1))
+    assert shapes[2:] == [1] * 4
+    for logits in found:
+        close(logits.softmax(-1), plain(text(3, 1), T).softmax(-1))
+        plain = plain.given(left=text(3, 1))
 
 
 @pytest.mark.parametrize("scale", [-0.5, float("nan"), float("inf")])

@@ -190,7 +190,7 @@ def test_other_noise_recites(name):
 def test_an_autoregressive_model_recites(cached):
     denoiser, _ = learnt("next token")
     if cached:
-        denoiser = Cached(denoiser.model, MASK, denoiser.attend, shift=True)
+        denoiser = Cached(denoiser.model, MASK)
     written = write(denoiser, LeftToRight(LINEAR), block=1, lookahead=False)
     shares = recited(written)
     assert float(shares.sum()) > 0.9

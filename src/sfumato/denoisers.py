@@ -4,10 +4,10 @@ A denoiser maps noisy tokens to logits of the clean token at each position. Wrap
 text they show the network (`given`), not in what callers must know.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import ConfigError
@@ -21,7 +21,7 @@ from sfumato.models.attend import (
     row_positions,
 )
 from sfumato.models.attend import Full as Whole
-from sfumato.models.cache import KeyValues
+from sfumato.models.cache import Reading, Store
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.source import Source
 from sfumato.types import ABSENT, Integrand
@@ -42,7 +42,7 @@ class Shadow:
         itself = torch.eye(length, dtype=torch.bool, device=query.device)
         none = torch.zeros_like(itself)
         seen = torch.cat((torch.cat((~none, none), 1), torch.cat((~itself, itself), 1)), 0)
-        return torch.nn.functional.pad(seen, (before, 0), value=True)[None]
+        return F.pad(seen, (before, 0), value=True)[None]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,12 @@ class Full:
         The network's encoder reads it, here and once; without one it is text on the left.
         """
         if isinstance(self.model, EncoderDecoder):
-            return replace(self, source=self.model.read(source))
+            return self.sourced(self.model.read(source))
         return self.given(**_as_prefix(source, self.mask_id))
+
+    def sourced(self, source: Source) -> "Full":
+        """Reading what an encoder made of a source."""
+        return replace(self, source=source)
 
     def __call__(
         self,
@@ -304,28 +308,34 @@ class TwoStream:
         return out.loss, out.nll, out.correct
 
 
+@dataclass
+class Memory:
+    """Keys and values of what a network has read, written over in place where a text differs."""
+
+    inputs: Tensor | None = None  # [B, C] the tokens that were read, -1 where none was
+    store: Store | None = None
+
+    def known(self, inputs: Tensor) -> Tensor:
+        """How many of the first inputs [B, P] of each row have been read, [B]."""
+        assert self.inputs is not None, "nothing has been read"
+        both = min(self.inputs.shape[1], inputs.shape[1])
+        return (self.inputs[:, :both] == inputs[:, :both]).long().cumprod(1).sum(1)
+
+
 @dataclass(frozen=True)
 class Cached:
-    """Reads each piece of the text on the left once, and keeps its keys and values.
+    """An autoregressive network that reads every token once and keeps its keys and values.
 
-    Exact only where text on the left does not see what follows, so for causal and block-causal
-    models. A value: `given` returns a new denoiser, and nothing leaks between requests.
+    A value, of which only the memory changes: every pass first looks how far the memory has read
+    this very text, and reads the rest with what is asked for. So nothing leaks between requests.
     """
 
     model: nn.Module
     mask_id: int
-    attend: Attend
-    shift: bool = False
-    past: KeyValues | None = None
-    last: Tensor | None = None  # [B, 1] the token before the next one
+    text: Tensor | None = None  # [B, P] on the left; shorter rows end in anything
+    lengths: Tensor | None = None  # [B] of the rows
     source: Source | None = None
-
-    def __post_init__(self):
-        if self.attend.allowed(torch.zeros(1, 1), torch.ones(1, 1)) is None:
-            raise ConfigError(
-                "a cache needs a causal or block-causal model: in this one, text on the left sees "
-                "what follows it; use denoisers.Full"
-            )
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     def given(
         self,
@@ -333,37 +343,35 @@ class Cached:
         right: Tensor | None = None,
         left_hidden: Tensor | None = None,
     ) -> "Cached":
-        """Also seeing `left` [B, P] before the tokens; only the first may be padded on its left."""
+        """Also seeing `left` [B, P] before the tokens, padded anywhere."""
         if right is not None and right.shape[1]:
             raise ConfigError(
                 "cached text cannot see what is on the right; decode with lookahead=False"
             )
         if left is None or not left.shape[1]:
             return self
-        if left_hidden is None:
-            left_hidden = torch.zeros_like(left, dtype=torch.bool)
-        visible = (~left_hidden).sum(1)
-        if isinstance(self.attend, BlockCausal) and bool((visible % self.attend.size).any()):
-            raise ConfigError(
-                f"{visible.tolist()} tokens on the left of the rows are not all multiples of the "
-                f"block size {self.attend.size}, so a last block is not finished and cannot be "
-                "cached; use denoisers.Full"
-            )
-        segments = None
-        if bool(left_hidden.any()):
-            segments = torch.zeros_like(left).masked_fill(left_hidden, HIDDEN)
-            left = left.masked_fill(left_hidden, self.mask_id)  # what a shifted text starts from
-        new = self._network(left, None, segments, torch.zeros_like(left, dtype=torch.bool))
-        new = new.key_values
-        past = new if self.past is None else self.past.extend(new)
-        return replace(self, past=past, last=left[:, -1:])
+        length = torch.full_like(left[:, 0], left.shape[1])
+        if left_hidden is not None:  # what is hidden goes to the end
+            order = left_hidden.long().argsort(dim=1, stable=True)
+            left, length = left.gather(1, order), (~left_hidden).sum(1)
+        if self.text is None or self.lengths is None:
+            return replace(self, text=left, lengths=length, memory=Memory())
+        place = torch.arange(left.shape[1], device=left.device)
+        text = F.pad(self.text, (0, left.shape[1]))
+        text.scatter_(1, self.lengths[:, None] + place, left)
+        return replace(self, text=text, lengths=self.lengths + length)
 
     def conditioned(self, source: Tensor) -> "Cached":
-        """Also reading a source [B, S], as `Full` does; before any text on the left."""
+        """Also reading a source [B, S], as `Full` does."""
         if isinstance(self.model, EncoderDecoder):
-            return replace(self, source=self.model.read(source))
+            return self.sourced(self.model.read(source))
         return self.given(**_as_prefix(source, self.mask_id))
 
+    def sourced(self, source: Source) -> "Cached":
+        """Reading what an encoder made of a source, and so reading its text anew."""
+        return replace(self, source=source, memory=Memory())
+
+    @torch.no_grad()
     def __call__(
         self,
         tokens: Tensor,  # [B, L]
@@ -373,25 +381,47 @@ class Cached:
         segments: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, L, V] or [N, V]."""
-        return without_mask(self._network(tokens, t, segments, where).logits, self.mask_id)
-
-    def _network(
-        self, tokens: Tensor, t: Tensor | None, segments: Tensor | None, where: Tensor | None
-    ) -> Any:
-        if self.shift:
-            first = torch.full_like(tokens[:, :1], self.mask_id) if self.last is None else self.last
-            tokens = torch.cat((first, tokens[:, :-1]), 1)
-        if t is None:
-            t = torch.zeros(len(tokens), device=tokens.device)
-        return self.model(
-            tokens,
-            t=t,
-            segments=segments,
-            where=where,
-            attend=self.attend,
-            past=self.past,
+        if segments is not None:
+            raise ConfigError("a cache holds one document a row; use denoisers.autoregressive")
+        batch, length = tokens.shape
+        wanted = torch.ones_like(tokens, dtype=torch.bool) if where is None else where
+        inputs, first = self._inputs(tokens)
+        memory, room = self.memory, int(self.model.config.max_position_embeddings)  # type: ignore[union-attr]
+        longest = int(first.max()) + length
+        if longest > room:
+            raise ConfigError(
+                f"{longest} positions, but the model was built for max_position_embeddings {room}; "
+                "shorten the text"
+            )
+        if memory.store is None or len(memory.store.positions) != batch:
+            memory.store, memory.inputs = Store.empty(batch, room, tokens.device), inputs[:, :0]
+        start = torch.minimum(memory.known(inputs), first)
+        width = int((first - start).max()) + length
+        start = start.clamp_max(room - width)  # reads some again where a row has no room for all
+        read = start[:, None] + torch.arange(width, device=tokens.device)
+        at = first - start
+        at = at[:, None] + torch.arange(length, device=tokens.device)
+        logits = self.model(
+            inputs.gather(1, read.clamp_max(inputs.shape[1] - 1)),
+            t=torch.zeros(batch, device=tokens.device),  # as in training
+            where=torch.zeros_like(read, dtype=torch.bool).scatter_(1, at, wanted),
+            attend=Causal(),
+            past=Reading(memory.store, start),
             **_reading(self.source),
-        )
+        ).logits
+        place = torch.arange(inputs.shape[1], device=tokens.device)
+        memory.inputs = inputs.masked_fill(place > read[:, -1:], -1)
+        logits = without_mask(logits, self.mask_id)
+        return logits if where is not None else logits.view(batch, length, -1)
+
+    def _inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network reads [B, P + L]: mask_id, the text and the tokens, up to the last; and
+        how many tokens of the text that is, [B]."""
+        if self.text is None or self.lengths is None:
+            return F.pad(tokens[:, :-1], (1, 0), value=self.mask_id), torch.zeros_like(tokens[:, 0])
+        inputs = F.pad(self.text, (1, tokens.shape[1] - 1), value=self.mask_id)
+        place = torch.arange(1, tokens.shape[1], device=tokens.device)
+        return inputs.scatter_(1, self.lengths[:, None] + place, tokens[:, :-1]), self.lengths
 
 
 def without_mask(logits: Tensor, mask_id: int) -> Tensor:

@@ -112,7 +112,7 @@ def towards_source(denoiser: Full | Cached, source: Tensor, scale: float) -> Gui
     shown = denoiser.conditioned(source)
     if shown.source is None:  # text on the left, then
         return Guided(shown, denoiser.conditioned(torch.full_like(source, ABSENT)), scale)
-    return Guided(shown, replace(shown, source=shown.source.dropped()), scale)
+    return Guided(shown, shown.sourced(shown.source.dropped()), scale)
 
 
 def towards_prompt(

@@ -29,7 +29,7 @@ from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
 from sfumato.generate import blank, generate
 from sfumato.given import Given
-from sfumato.models.attend import HIDDEN, BlockCausal, Causal
+from sfumato.models.attend import HIDDEN, BlockCausal
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.packed import Network
 from sfumato.options import GenerationOptions, write_generation_config
@@ -364,7 +364,7 @@ class DiffusionLM:
             )
         denoiser: Full | Cached = replace(self.denoiser, model=network)
         if self.autoregressive:
-            denoiser = Cached(network, self.special.mask, Causal(), shift=True)
+            denoiser = Cached(network, self.special.mask)
         around = {"block": options.block, "lookahead": options.lookahead}
         shown: Denoiser
         if options.approx_cache:
