@@ -164,11 +164,15 @@ class Reading:
     def known(self, positions: Tensor, segments: Tensor | None) -> Known:
         """Columns that the text has not reached, or has left, are hidden."""
         kept = self.store.positions
-        room = kept.shape[1]
-        self.columns = positions % room
-        self.rows = torch.arange(len(positions), device=positions.device)[:, None]
-        self.used = min(int(positions.max()) + 1, room)
-        kept[self.rows, self.columns] = positions
+        (rows, length), room, starts = positions.shape, kept.shape[1], self.lengths.tolist()
+        stop = max(starts) + length
+        self.used = min(stop, room)
+        if stop <= room and min(starts) == max(starts):
+            self.place = (slice(None), slice(starts[0], stop))
+            kept[self.place] = positions
+            return Known(kept[:, :stop], None, segments)  # everything is there, in its order
+        self.place = (torch.arange(rows, device=kept.device)[:, None], positions % room)
+        kept[self.place] = positions
         kept = kept[:, : self.used]
         hidden = (kept < 0) | (kept > positions[:, -1:])
         own = torch.zeros_like(positions) if segments is None else segments
@@ -191,6 +195,6 @@ class _Columns:
             layers.append((keys.new_zeros(shape), values.new_zeros(shape)))
         joined = []
         for kept, new in zip(layers[self.number], (keys, values), strict=True):
-            kept[reading.rows, reading.columns] = new.transpose(1, 2)
+            kept[reading.place] = new.transpose(1, 2)
             joined.append(kept[:, : reading.used].transpose(1, 2))
         return joined[0], joined[1]

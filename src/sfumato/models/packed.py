@@ -36,7 +36,7 @@ class Product:
 
     def __init__(self, weight: Tensor, rows: int):
         """Laid out for some `rows` at a time; any number works."""
-        self.packed = _packs(weight)
+        self.packed, self.dtype = _packs(weight), weight.dtype
         if self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
         self.weight = weight
@@ -57,34 +57,36 @@ def _packs(weight: Tensor) -> bool:
 
 
 class PackedBlock:
-    """`transformer.Block` without dropout."""
+    """`transformer.Block` without dropout, over a float32 residual stream or a better one."""
 
     def __init__(self, block: Block, rows: int):
         attention: Attention = block.attention
         self.heads, self.width = attention.heads, attention.width
-        self.eps = block.attention_norm.eps
-        self.qkv = Product(scaled(attention.qkv.weight, block.attention_norm), rows)
+        self.norm = Norm(block.attention_norm, attention.qkv.in_features)
+        self.turned = Norm(attention.query_norm, self.width)
+        self.queries, self.keys = self.turned.scales, Norm(attention.key_norm, self.width).scales
+        self.qkv = Product(self.norm.scaled(attention.qkv.weight), rows)
         self.out = Product(attention.out.weight, rows)
-        self.gate_up = Product(scaled(block.mlp.gate_up.weight, block.mlp_norm), rows)
+        self.gate_up = Product(
+            Norm(block.mlp_norm, attention.qkv.in_features).scaled(block.mlp.gate_up.weight), rows
+        )
         self.down = Product(block.mlp.down.weight, rows)
-        scales = torch.stack((attention.query_norm.weight, attention.key_norm.weight))
-        self.scales = scales[:, None]  # [2, 1, E]
 
     def __call__(
         self,
         x: Tensor,  # [B * L, D], changed in place
-        cos: Tensor,  # [B, L, 1, 1, E]
+        cos: Tensor,  # [B, L, 2, 1, E], with the scales of queries and keys
         sin: Tensor,
         bias: Tensor | None,  # [B, 1, L, P + L]
         past: Layer | None,
         index: Tensor | None,  # [N]
     ) -> tuple[Tensor, Before]:
         batch, length = cos.shape[:2]
-        qkv = self.qkv(self._norm(x)).view(batch, length, 3, self.heads, self.width)
-        qk = F.rms_norm(qkv[:, :, :2], (self.width,), None, self.eps) * self.scales
-        turned = torch.addcmul(qk * cos, qk.roll(self.width // 2, -1), sin).to(qkv.dtype)
-        q, k = turned.transpose(1, 3).unbind(2)
-        v = qkv[:, :, 2].transpose(1, 2)
+        dtype = self.qkv.dtype
+        qkv = self.qkv(self.norm(x).to(dtype)).view(batch, length, 3, self.heads, self.width)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
+        turned = torch.addcmul(qk * cos, qk.roll(self.width // 2, -1), sin)
+        q, k = turned.div_(self.turned.length(qk)).to(dtype).transpose(1, 3).unbind(2)
         new = Before(k, v)
         if past is not None:
             k, v = past.join(k, v)
@@ -93,17 +95,35 @@ class PackedBlock:
         if index is not None:
             x, mixed = x[index], mixed[index]
         x.add_(self.out(mixed))
-        gate, up = self.gate_up(self._norm(x)).chunk(2, -1)
+        gate, up = self.gate_up(self.norm(x).to(dtype)).chunk(2, -1)
         return x.add_(self.down(F.silu(gate).mul_(up))), new
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], None, self.eps)
+
+class Norm:
+    """RMSNorm but for its scales: x * sqrt(width) / |x|, of which `scaled` does the sqrt(width)."""
+
+    def __init__(self, norm: RMSNorm, width: int):
+        self.scales = norm.weight.double() * width**0.5
+        self.exact = torch.promote_types(norm.weight.dtype, torch.float32)
+        small = torch.tensor((width * norm.eps) ** 0.5)
+        self.small = small.to(device=norm.weight.device, dtype=self.exact)
+
+    def length(self, x: Tensor) -> Tensor:
+        """|x| over the last dimension, kept; a little more, as eps asks for."""
+        return torch.linalg.vector_norm(x, 2, -1, True, dtype=self.exact).hypot(self.small)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x / self.length(x)
+
+    def scaled(self, weight: Tensor) -> Tensor:
+        """What follows, [O, I] or [I], with the norm's own scaling in it."""
+        return (weight.double() * self.scales).to(weight.dtype)
 
 
 class Packed:
     """A `DiffusionTransformer` as it is now: later changes of its weights do not reach here.
 
-    It computes in `dtype`; logits are float32 or better.
+    It computes in `dtype`; the residual stream and logits are float32 or better.
     """
 
     def __init__(
@@ -113,11 +133,20 @@ class Packed:
         if dtype not in (None, model.dtype):
             model = copy.deepcopy(model).to(dtype=dtype)  # type: ignore[call-arg]
         self.model = model
-        with torch.no_grad():
+        self.exact = torch.promote_types(model.dtype, torch.float32)
+        with torch.inference_mode():
             self.blocks = [PackedBlock(block, rows) for block in model.blocks]  # type: ignore[arg-type]
-            self.head = Product(scaled(model.head.weight, model.norm), rows)
+            self.norm = Norm(model.norm, self.config.hidden_size)
+            self.head = Product(self.norm.scaled(model.head.weight), rows)
+            width = self.config.head_width
+            exponent = torch.arange(0, width, 2, device=model.device).repeat(2) / width
+            self.rates = self.config.rope_theta ** -exponent.float()  # [E] radians a position
+            scales = [torch.stack((block.queries, block.keys)) for block in self.blocks]
+            cos = torch.stack(scales).to(self.exact)[:, None, None, :, None]
+            ahead = torch.ones_like(exponent, dtype=self.exact)
+            ahead[: width // 2] = -1
+            self.scales = cos, cos.roll(width // 2, -1) * ahead  # [layers, 1, 1, 2, 1, E] each
 
-    @torch.no_grad()
     def __call__(
         self,
         input_ids: Tensor,  # [B, L]
@@ -130,29 +159,38 @@ class Packed:
         past: Past | None = None,
     ) -> DiffusionOutput:
         """What the model's `forward` returns without labels."""
-        model = self.model
-        start = model.begin(input_ids, t, segments, positions, attend or self.attend, past)
-        x, cos, sin = start.x, torch.cat((start.cos, start.cos), -1), start.sin
-        cos, sin = cos.transpose(1, 2)[:, :, :, None], torch.cat((-sin, sin), -1)
-        sin = sin.transpose(1, 2)[:, :, :, None]
+        with torch.inference_mode():
+            logits, read = self._read(
+                input_ids, t, segments, where, positions, attend or self.attend, past
+            )
+        # a tensor made here may be written to and learnt from, one of inference mode may not
+        return DiffusionOutput(logits=logits.clone(), key_values=read)
+
+    def _read(
+        self,
+        input_ids: Tensor,
+        t: Tensor | None,
+        segments: Tensor | None,
+        where: Tensor | None,
+        positions: Tensor | None,
+        attend: Attend,
+        past: Past | None,
+    ) -> tuple[Tensor, KeyValues]:
+        start = self.model.begin(input_ids, t, segments, positions, attend, past)
+        x, angle = start.x.to(self.exact), start.positions[..., None] * self.rates  # [B, L, E]
+        angle = angle[:, :, None, None]
+        cos, sin = angle.cos() * self.scales[0], angle.sin() * self.scales[1]
         index = None if where is None else where.flatten().nonzero()[:, 0]
         fresh, last = [], len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            layer = None if past is None else past.layer(number)
-            x, new = block(x, cos, sin, start.bias, layer, index if number == last else None)
+            layer, chosen = None if past is None else past.layer(number), None
+            if number == last:
+                chosen = index
+            x, new = block(x, cos[number], sin[number], start.bias, layer, chosen)
             fresh.append(new)
-        logits = self.head(F.rms_norm(x, x.shape[-1:], None, self.config.rms_norm_eps))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = self.head(self.norm(x).to(self.head.dtype)).to(self.exact)
         logits = logits if index is not None else logits.view(*input_ids.shape, -1)
-        return DiffusionOutput(
-            logits=logits, key_values=KeyValues(tuple(fresh), start.positions, start.segments)
-        )
-
-
-def scaled(weight: Tensor, norm: RMSNorm) -> Tensor:
-    """A matrix [O, I] that does the norm's scaling, too."""
-    exact = weight.double() * norm.weight.double()
-    return exact.to(weight.dtype)
+        return logits, KeyValues(tuple(fresh), start.positions, start.segments)
 
 
 class Network:

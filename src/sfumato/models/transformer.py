@@ -130,8 +130,6 @@ class Start(NamedTuple):
     """A pass before its first block."""
 
     x: Tensor  # [B * L, D]
-    cos: Tensor  # [B, 1, L, E / 2]
-    sin: Tensor
     bias: Tensor | None  # [B, 1, L, P + L], 0 where seen and -inf elsewhere
     positions: Tensor  # [B, L]
     segments: Tensor | None  # [B, L]
@@ -347,13 +345,12 @@ class DiffusionTransformer(PreTrainedModel):
         if allowed is not None and not (allowed.device.type == "cpu" and bool(allowed.all())):
             bias = torch.zeros_like(allowed, dtype=compute_dtype(self.embed.weight))
             bias = bias.masked_fill(~allowed, -torch.inf)
-        cos, sin = rotary(positions, self.config.head_width, self.config.rope_theta)
         x = self.embed(input_ids.flatten())
         if self.time is not None:
             if t is None:
                 raise ConfigError("this model reads the time: pass t, [B] in [0, 1]")
             x = x + self.time((t if t.dim() == 2 else t[:, None].expand(-1, length)).flatten())
-        return Start(x, cos, sin, bias, positions, segments)
+        return Start(x, bias, positions, segments)
 
     def hidden(
         self,
@@ -369,13 +366,14 @@ class DiffusionTransformer(PreTrainedModel):
         """Final hidden states, [B, L, D] or [N, D] at `where`, and this call's keys and values."""
         start = self.begin(input_ids, t, segments, positions, attend, past)
         index = None if where is None else where.flatten().nonzero()[:, 0]
+        cos, sin = rotary(start.positions, self.config.head_width, self.config.rope_theta)
         x, fresh = start.x, []
         for number, block in enumerate(self.blocks):
             last = number == len(self.blocks) - 1
             arguments = (
                 x,
-                start.cos,
-                start.sin,
+                cos,
+                sin,
                 start.bias,
                 None if past is None else past.layer(number),
                 index if last else None,
