@@ -245,6 +245,7 @@ def interrupt_when_there(path, number=signal.SIGINT):
         (["--infill", ""], "no gap in the text: mark it with ____"),
         (["--infill", "no gap"], "no gap in the text"),
         (["--infill", "a ____", "--gap-length", "0"], "gap_length must be at least 1, got 0"),
+        (["--infill", "a ____", "--gap-length", "few"], "a range such as 2-12, or auto; got 'few'"),
         (["--infill", "a ____", "--length", "5"], "infilling has no length"),
         (["a", "--infill", "a ____"], "give a prompt or --infill, not both"),
         (["a", "--gap-length", "3"], "--gap-length is for --infill"),

@@ -20,7 +20,7 @@ corruption models data
 denoisers guidance readers approximate
 objectives steps revising constrained
 generate blockwise likelihood testing
-options folders pages given conditions pipeline pipeline_hf conditional
+options folders pages given gaps conditions pipeline pipeline_hf conditional
 evals
 train export serve
 doctor live training_view cli_options cli __main__

@@ -27,15 +27,17 @@ from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
+from sfumato.gaps import GapLength, gap_lengths
 from sfumato.generate import blank, generate
 from sfumato.given import Given
+from sfumato.grammar import Automaton
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
 from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
-from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch, Step
+from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -166,14 +168,15 @@ class DiffusionLM:
         text: Texts,
         *,
         source: Texts | None = None,
-        gap_length: int = 16,
+        gap_length: int | str | tuple[int, int] = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
     ) -> Generation:
         """Fill the gaps (`____`) of a text; what is around them stays as it is, byte by byte.
 
-        Every gap gets `gap_length` tokens.
+        Every gap gets `gap_length` tokens; of a range, as (2, 12), or of "auto", from 1 to 16, the
+        model chooses a number for each gap (`sfumato.gaps`).
         """
         task = self.start_infill(
             text,
@@ -285,7 +288,8 @@ class DiffusionLM:
         # a text may end, and contains no other special token
         never = self.never - self.reader.ends
         spaced = [[r[1].start] * (p != s) for p, s, r in zip(prompts, stems, rows, strict=True)]
-        task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources)
+        automaton = self._automaton(options, never)
+        task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources, automaton)
         if left is not None and hidden is not None and left.shape[1]:
             task = replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
         return self._checked(task)
@@ -295,7 +299,7 @@ class DiffusionLM:
         text: Texts,
         *,
         source: Texts | None = None,
-        gap_length: int = 16,
+        gap_length: int | str | tuple[int, int] = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
@@ -311,31 +315,46 @@ class DiffusionLM:
                 f"this model writes blocks of {self.block_size} tokens and cannot see what follows "
                 "one; infilling needs a model of full attention"
             )
-        if gap_length < 1:
-            raise ConfigError(f"gap_length must be at least 1, got {gap_length}")
-        options = self._changed(changes)
+        wanted, options = GapLength.of(gap_length), self._changed(changes)
+        padded = options.layout == "padded"
+        wanted.check(padded, self.corruption)
         if options.length != self.options.length:
             raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
         texts, sources = repeated(text, source, num_samples)
-        laid = [self.given.gapped(one, gap_length, options.free) for one in texts]
-        lengths = [len(ids) for _, ids, _ in laid]
+        gapped = [self.given.gapped(one, options.free) for one in texts]
+        lengths = [one.count + wanted.low * one.gaps for one in gapped]
         longest, canvas = max(lengths), options.canvas or 0
         if longest > canvas:
             raise ConfigError(
                 f"the text has {longest} tokens with its gaps, more than the canvas of {canvas}; "
                 "shorten it or use a smaller gap_length"
             )
-        padded = options.layout == "padded"
         if not padded and min(lengths) < longest:
             raise ConfigError(
                 "this model has no padding, so texts of one call must have equally many tokens; "
                 "fill them one by one"
             )
+        automaton = self._automaton(options, self.never)
+        with self.inference():
+            chosen = gap_lengths(
+                gapped,
+                sources or [""] * len(gapped),
+                wanted,
+                automaton,
+                self._read,
+                self.corruption,
+                room=canvas,
+                temperature=options.temperature,
+                rng=Rng.from_seed(options.seed or 0, len(gapped), device=self.device).fold(2),
+            )
+        laid = [one.laid(each) for one, each in zip(gapped, chosen, strict=True)]
         width = canvas if padded else longest
         tokens, _ = template([ids for _, ids, _ in laid], width, self.special.filler)
         rows, spaced = [parts for parts, _, _ in laid], [places for _, _, places in laid]
         # a gap does not end the text: what follows it is given
-        task = self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters, sources)
+        task = self._task(
+            options, rows, tokens, tokens >= 0, spaced, self.never, filters, sources, automaton
+        )
         return self._checked(task)
 
     def run(self, task: Task) -> Iterator[Page]:
@@ -417,6 +436,7 @@ class DiffusionLM:
         never: frozenset[int],
         filters: Sequence[Filter],
         sources: Sequence[str],  # of each row, or none at all
+        automaton: Automaton | None,
     ) -> Task:
         rng = Rng.from_seed(options.seed or 0, len(rows), device=self.device)
         tokens, fixed = tokens.to(self.device), fixed.to(self.device)
@@ -425,12 +445,13 @@ class DiffusionLM:
             at[row, places] = True
         own = (Allowed(at, self.given.spaced.to(self.device)),) if any(spaced) else ()
         led = {(row, place) for row, places in enumerate(spaced) for place in places}
+        rule = options.rule(self.corruption)
         return Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
-            step=self._rule(options, rows, led, never),
+            step=rule if automaton is None else constrain(rule, automaton, spans(rows, led)),
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
             led=frozenset() if options.free else frozenset(led),
             source=self._source_rows(sources) if sources else None,
@@ -442,27 +463,26 @@ class DiffusionLM:
         check_conditions(task, self.autoregressive, bool(self.block_size), positions)
         return task
 
-    def _rule(
-        self,
-        options: GenerationOptions,
-        rows: Sequence[tuple[Part, ...]],
-        led: set[tuple[int, int]],
-        never: frozenset[int],
-    ) -> Step:
-        """The step rule, within the grammar if there is one.
+    def _automaton(self, options: GenerationOptions, never: frozenset[int]) -> Automaton | None:
+        """Of the grammar, if there is one.
 
         Behind the end of a text comes padding, where the model has learnt it, or anything.
         """
-        rule, grammar = options.rule(self.corruption), options.grammar()
+        grammar = options.grammar()
         if grammar is None:
-            return rule
-        automaton = grammar.over(
+            return None
+        return grammar.over(
             token_bytes(self.tokenizer, self.model.config.vocab_size),
             never={*never, *options.suppress},
             end=self.special.eos,
             after=self.reader.ends if options.layout == "padded" else None,
         )
-        return constrain(rule, automaton, spans(rows, led))
+
+    def _read(self, source: str, rows: int) -> Denoiser:
+        """The denoiser of so many rows that has read a source, if there is one."""
+        if not source or not isinstance(self.denoiser, Full):
+            return self.denoiser
+        return self.denoiser.conditioned(self._source_rows([source] * rows))
 
     def _source_rows(self, sources: Sequence[str]) -> Tensor:
         return source_rows(self.encode(sources), self.special).to(self.device)
