@@ -130,6 +130,8 @@ def test_gaps_are_filled(run, folder):
     words = ("generate", "--infill", "A caf\u00e9 had____ on its roof.", "-m", folder)
     _, out, _ = run(*words, "--gap-length", 2, "--step", "margin", "--temperature", 0)
     assert out == SENTENCES[3] + "\n"
+    for length in ("auto", "1-4"):
+        assert run(*words, "--gap-length", length, "--step", "margin", "--temperature", 0)[1] == out
     result = json.loads(run(*words, "--gap-length", 5, "--json", "--seed", 0)[1])
     assert result["full_texts"][0].endswith(" on its roof.")
     assert len(result["tokens"][0]) == 5

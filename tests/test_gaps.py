@@ -123,8 +123,12 @@ class Counting:
 
 
 def test_the_work_does_not_grow_with_the_product_of_lengths(padded):
-    given, possible = [[], [1], [END]], [(1, 2), (1, 2)]
-    for kept, rows in ((1, [2, 2]), (2, [2, 4])):
+    given = [[], [1], [END]]
+    for possible, kept, rows in (
+        ([(1, 2), (1, 2)], 1, [2, 2]),
+        ([(1, 2), (1, 2)], 2, [2, 4]),
+        ([(1, 2, 3, 4), (2, 3)], 9, [2, 3]),  # there is room for the second, too
+    ):
         counting = Counting(padded.denoiser(CORRUPTION))
         ways = judge(lambda _, read=counting: read, CORRUPTION, given, possible, LENGTH, kept=kept)
         assert counting.rows == rows
