@@ -31,6 +31,7 @@ from sfumato.gaps import GapLength, gap_lengths
 from sfumato.generate import blank, generate
 from sfumato.given import Given
 from sfumato.grammar import Automaton
+from sfumato.growing import generate_growing
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.options import GenerationOptions, write_generation_config
@@ -261,23 +262,25 @@ class DiffusionLM:
         shown = stems if options.free else prompts
         given = [self.given.opening(ids) for ids in self.encode(stems)]
         longest = max(map(len, given))
-        most = self.model.config.max_position_embeddings
-        limit = most if options.length else options.canvas or most
+        limit = self.model.config.max_position_embeddings
+        limit = limit if options.length else options.canvas or limit
         # whole blocks slide over a text of any length
         room = math.inf if self.block_size and options.length else limit
-        if room - longest < (options.length or 1):
+        least = options.length or options.grow or 1
+        if room - longest < least:
             raise ConfigError(
-                f"{longest} tokens of prompt and {options.length or 1} new ones do not fit into "
+                f"{longest} tokens of prompt and {least} new ones do not fit into "
                 f"the model's {limit} positions; shorten the prompt or the length"
             )
         left = hidden = None
-        if options.length is None or self.block_size:
-            width = longest + options.length if options.length else limit
-            tokens, fixed = template(given, width, self.special.mask)
-            stops = [len(ids) + options.length if options.length else limit for ids in given]
+        most = [len(ids) + options.length if options.length else limit for ids in given]
+        if options.length is None or options.grow or self.block_size:
+            new = options.grow or options.length
+            stops = [len(ids) + new if new else limit for ids in given]
+            tokens, fixed = template(given, max(stops), self.special.mask)
             rows = [
                 (one, slice(len(ids), stop))
-                for one, ids, stop in zip(shown, given, stops, strict=True)
+                for one, ids, stop in zip(shown, given, most, strict=True)
             ]
             for row, stop in enumerate(stops):
                 tokens[row, stop:], fixed[row, stop:] = self.special.filler, True
@@ -318,8 +321,10 @@ class DiffusionLM:
         wanted, options = GapLength.of(gap_length), self._changed(changes)
         padded = options.layout == "padded"
         wanted.check(padded, self.corruption)
-        if options.length != self.options.length:
-            raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
+        for name in ("length", "grow"):
+            if getattr(options, name) != getattr(self.options, name):
+                raise ConfigError(f"infilling has no {name}: use gap_length, tokens for each gap")
+        options = replace(options, grow=None, grow_options={})  # those of the model
         texts, sources = repeated(text, source, num_samples)
         gapped = [self.given.gapped(one, options.free) for one in texts]
         lengths = [one.count + wanted.low * one.gaps for one in gapped]
@@ -359,29 +364,23 @@ class DiffusionLM:
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
-        page = Page(task, 0, task.canvas, torch.where(task.canvas.fixed, 0, -1))
+        page = Page.blank(task)
         yield page
         with self.inference():
-            for number, canvas in enumerate(self._canvases(task), 1):
-                before = page.canvas
-                changed = (before.tokens != canvas.tokens) | (before.noisy & ~canvas.noisy)
-                decided = torch.where(changed, number, page.decided)
-                page = Page(task, number, canvas, torch.where(canvas.noisy, -1, decided))
+            for canvas in self._canvases(task):
+                page = page.after(canvas)
                 yield page
 
     def _canvases(self, task: Task) -> Iterator[Canvas]:
-        options = task.options
-        shared = {"num_steps": options.num_steps, "filters": task.filters}
+        options, written = task.options, (task.canvas, task.step, task.rng)
+        shared: dict[str, Any] = {"num_steps": options.num_steps, "filters": task.filters}
+        ending = {"ends": tuple(sorted(self.reader.ends)), "filler": self.special.filler}
         if self.block_size:
             reader = BlockReader(self.model, self.special.mask, self.block_size)
-            ends, filler = tuple(self.reader.ends), self.special.filler
-            return generate_blocks(
-                reader, task.canvas, task.step, task.rng, **shared, ends=ends, filler=filler
-            )
+            return generate_blocks(reader, *written, **shared, **ending)
         denoiser: Full | Cached = self.denoiser
         if self.autoregressive:
             denoiser = Cached(self.model, self.special.mask, Causal(), shift=True)
-        around = {"block": options.block, "lookahead": options.lookahead}
         shown: Denoiser
         if options.approx_cache:
             kept = ApproximateCache(
@@ -391,7 +390,13 @@ class DiffusionLM:
             shown = kept if left is None else kept.given(left=left, left_hidden=task.hidden)
         else:
             shown = reading(task, denoiser, self.special.all)
-        return generate(shown, task.canvas, task.step, task.rng, **shared, **around)
+        if options.grow:
+            assert isinstance(shown, Full), "neither guided nor cached: this was refused"
+            places = [part for row in task.rows for part in row if isinstance(part, slice)]
+            own = {"places": places, "block": options.block}
+            return generate_growing(shown, *written, options.growth(), **own, **shared, **ending)
+        around = {"block": options.block, "lookahead": options.lookahead}
+        return generate(shown, *written, **shared, **around)
 
     def finish(self, page: Page) -> Generation:
         """Read the last page of a task."""
@@ -418,6 +423,7 @@ class DiffusionLM:
             options = options.one_by_one()
         elif self.block_size:
             options = options.in_blocks(self.block_size)
+        options.check_growth(self.corruption, self.autoregressive or bool(self.block_size))
         options.check_approximate(self.corruption, self.autoregressive or bool(self.block_size))
         seed = secrets.randbits(31) if options.seed is None else options.seed
         return replace(options, seed=seed)
