@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_draws_follow_the_temperature():
 class Counting:
     """A denoiser that counts what it reads."""
 
-    denoiser: object
+    denoiser: Any
     rows: list[int] = field(default_factory=list)
 
     def __call__(self, tokens, t, where=None):
@@ -129,7 +130,7 @@ def test_the_work_does_not_grow_with_the_product_of_lengths(padded):
         ([(1, 2), (1, 2)], 2, [2, 4]),
         ([(1, 2, 3, 4), (2, 3)], 9, [2, 3]),  # there is room for the second, too
     ):
-        counting = Counting(padded.denoiser(CORRUPTION))
+        counting: Any = Counting(padded.denoiser(CORRUPTION))
         ways = judge(lambda _, read=counting: read, CORRUPTION, given, possible, LENGTH, kept=kept)
         assert counting.rows == rows
         assert len(ways.lengths) == rows[-1]

@@ -1,6 +1,7 @@
 """A canvas that grows: what moves, what stays, where it stops."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,8 @@ def test_what_is_inserted_moves_all_that_a_page_has():
     tokens = tokens.masked_fill(noisy | ~inside, MASK)
     memory = {"wide": torch.rand(3, 6, 2, generator=draw)}
     canvas = Canvas(tokens, noisy, ~inside, memory)
-    writer = _Writer(Scripted(0), LeftToRight(Linear()), Growth(), width, (END,), PAD, ())
+    says: Any = Scripted(0)
+    writer = _Writer(says, LeftToRight(Linear()), Growth(), width, (END,), PAD, ())
     new, wider = writer.stretched(canvas, width, at, count)
     assert wider.tolist() == [8, 3, 7]
     for row in range(3):
@@ -129,9 +131,8 @@ def test_what_is_inserted_moves_all_that_a_page_has():
 @pytest.mark.parametrize("step", STEPS)
 def test_every_rule_writes_at_most_the_length(lm, step, options):
     ends = tuple(sorted(lm.reader.ends))
-    widths = []
-    for page in lm.stream(PROMPTS, step=step, seed=1, suppress=ends, **options):
-        widths.append(page.canvas.tokens.shape[1])
+    pages = list(lm.stream(PROMPTS, step=step, seed=1, suppress=ends, **options))
+    widths, page = [one.canvas.tokens.shape[1] for one in pages], pages[-1]
     written = lm.finish(page)
     counts = [len(tokens) for tokens in written.tokens]
     assert max(counts) == 13
@@ -182,6 +183,16 @@ def test_what_is_decided_stays_in_its_order_and_keeps_its_step(lm, step, block):
         lm.show(page)
         frame(lm.reader, page, Console(width=60, height=20))
     assert grown  # also behind text that was there
+
+
+def test_a_finished_block_is_not_opened_again(lm):
+    options = {"step": "remask_cap", "step_options": {"eta": 0.5}, "block": 6, "num_steps": 40}
+    ends = tuple(sorted(lm.reader.ends))
+    pages = list(lm.stream("", grow=17, length=17, seed=0, suppress=ends, **options))
+    later = [page for page in pages if not page.canvas.noisy[0, 6:12].all()]
+    assert len(later) > 5
+    assert all(torch.equal(p.canvas.tokens[0, :6], later[0].canvas.tokens[0, :6]) for p in later)
+    assert not any(page.canvas.noisy[0, :6].any() for page in later)
 
 
 def test_num_steps_are_for_the_length(lm):
