@@ -131,6 +131,8 @@ def test_gaps_are_filled(run, folder):
     words = ("generate", "--infill", "A caf\u00e9 had____ on its roof.", "-m", folder)
     _, out, _ = run(*words, "--gap-length", 2, "--step", "margin", "--temperature", 0)
     assert out == SENTENCES[3] + "\n"
+    for length in ("auto", "1-4"):
+        assert run(*words, "--gap-length", length, "--step", "margin", "--temperature", 0)[1] == out
     result = json.loads(run(*words, "--gap-length", 5, "--json", "--seed", 0)[1])
     assert result["full_texts"][0].endswith(" on its roof.")
     assert len(result["tokens"][0]) == 5
@@ -246,6 +248,7 @@ def interrupt_when_there(path, number=signal.SIGINT):
         (["--infill", ""], "no gap in the text: mark it with ____"),
         (["--infill", "no gap"], "no gap in the text"),
         (["--infill", "a ____", "--gap-length", "0"], "gap_length must be at least 1, got 0"),
+        (["--infill", "a ____", "--gap-length", "few"], "a range such as 2-12, or auto; got 'few'"),
         (["--infill", "a ____", "--length", "5"], "infilling has no length"),
         (["a", "--infill", "a ____"], "give a prompt or --infill, not both"),
         (["a", "--gap-length", "3"], "--gap-length is for --infill"),

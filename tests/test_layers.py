@@ -19,8 +19,8 @@ schedules filters logits json_schema grammar lattice
 corruption models data
 denoisers guidance readers approximate
 objectives steps revising constrained
-generate blockwise likelihood testing
-options folders pages given conditions pipeline pipeline_hf conditional
+generate blockwise growing likelihood testing
+options folders pages given gaps conditions pipeline pipeline_hf conditional
 evals
 train export serve
 doctor live training_view cli_options cli __main__

@@ -107,7 +107,8 @@ def generate(
         str | None, typer.Option(help="Fill the gaps (____) of this text instead.")
     ] = None,
     gap_length: Annotated[
-        int | None, typer.Option(help="Tokens for each gap.", show_default="16")
+        str | None,
+        typer.Option(help="Tokens a gap; 2-12 or auto: the model chooses.", show_default="16"),
     ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Texts to write.")] = 1,
     writing: Writing,

@@ -61,6 +61,14 @@ class Writing:
     length: Annotated[
         int | None, typer.Option(help="New tokens; none: the rest of the canvas.")
     ] = None
+    grow: Annotated[
+        int | None,
+        typer.Option(help="Begin with so many, and add more, up to --length, until it ends."),
+    ] = None
+    grow_options: Annotated[
+        list[str] | None,
+        typer.Option("--grow-option", help="Of growing, such as enough=0.6; repeatable."),
+    ] = None
     num_steps: Annotated[
         int | None,
         typer.Option(
@@ -116,6 +124,7 @@ class Writing:
         """Those that were given, as `GenerationOptions` have them."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         given |= {
+            "grow_options": _pairs(self.grow_options or []),
             "step_options": _pairs(self.step_options or []),
             "suppress": tuple(self.suppress or ()),
             "choices": tuple(self.choices or ()),

@@ -147,12 +147,14 @@ class Full:
         """The same network reading every block of `size` at once, each after clean text [B, L]."""
         return TwoStream(self.model, self.mask_id, clean, size)
 
-    def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
+    def leave_one_out(
+        self, tokens: Tensor, t: Tensor, where: Tensor, *, segments: Tensor | None = None
+    ) -> Tensor:
         """Logits [N, V] at `where`, each about as if its position were masked: one wide forward.
 
         What `Shadow` says of deeper networks: an approximation, at about twice the cost.
         """
-        joined, segments, at = self._join(tokens, None, where)
+        joined, segments, at = self._join(tokens, segments, where)
         if segments is None:
             positions = row_positions(joined.shape[0], joined.shape[1], joined.device)
         else:

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.errors import ConfigError
@@ -153,4 +154,6 @@ class Allowed:
     ids: Tensor  # [V] bool
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
-        return logits.masked_fill(self.at[where][:, None] & ~self.ids, -torch.inf)
+        width = where.shape[1]  # of a canvas that has grown, the first positions are meant
+        at = F.pad(self.at, (0, max(0, width - self.at.shape[1])))[:, :width]
+        return logits.masked_fill(at[where][:, None] & ~self.ids, -torch.inf)

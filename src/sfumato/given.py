@@ -62,20 +62,42 @@ class Given:
             spaced[token] = self.reader.decode([*word, token]).startswith(lead)
         return spaced
 
-    def gapped(
-        self, text: str, gap_length: int, free: bool
-    ) -> tuple[tuple[Part, ...], list[int], list[int]]:
-        """What a text is made of; its tokens with its end, -1 in the gaps; gaps with a space."""
+    def gapped(self, text: str, free: bool) -> "Gapped":
+        """A text at whose gaps something is written; `free`: within no grammar."""
         given = re.split("_{4,}", text)
         if len(given) < 2:
             raise ConfigError(f"no gap in the text: mark it with {GAP}")
         stems = [*map(self.stem, given[:-1]), given[-1]]
-        shown = stems if free else given
         first, *others = self.encode(stems)
-        parts: list[Part] = [shown[0]]
-        ids, spaced = self.opening(first), []
-        for number, tokens in enumerate(others):
-            spaced += [len(ids)] * (stems[number] != given[number])
-            parts += [slice(len(ids), len(ids) + gap_length), shown[number + 1]]
-            ids = [*ids, *[-1] * gap_length, *tokens]
-        return tuple(parts), [*ids, self.special.eos], spaced
+        ids = [self.opening(first), *others]
+        ids[-1] = [*ids[-1], self.special.eos]
+        spaced = tuple(stem != whole for stem, whole in zip(stems, given, strict=True))
+        return Gapped(tuple(stems if free else given), tuple(map(tuple, ids)), spaced[:-1])
+
+
+@dataclass(frozen=True)
+class Gapped:
+    """What stands before, between and behind the gaps of a text."""
+
+    shown: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]  # from the text's beginning to its end token
+    spaced: tuple[bool, ...]  # of each gap: its first token begins with a space
+
+    @property
+    def gaps(self) -> int:
+        return len(self.spaced)
+
+    @property
+    def count(self) -> int:
+        """Tokens, without the gaps'."""
+        return sum(map(len, self.ids))
+
+    def laid(self, lengths: Sequence[int]) -> tuple[tuple[Part, ...], list[int], list[int]]:
+        """With so many tokens a gap: its parts; its tokens, -1 in the gaps; gaps with a space."""
+        parts: list[Part] = [self.shown[0]]
+        ids, places = list(self.ids[0]), []
+        for number, length in enumerate(lengths):
+            places += [len(ids)] * self.spaced[number]
+            parts += [slice(len(ids), len(ids) + length), self.shown[number + 1]]
+            ids += [*[-1] * length, *self.ids[number + 1]]
+        return tuple(parts), ids, places

@@ -18,6 +18,7 @@ from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError, near
 from sfumato.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
 from sfumato.grammar import Grammar
+from sfumato.growing import Growth
 from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
 from sfumato.steps import (
     Ancestral,
@@ -110,6 +111,10 @@ class GenerationOptions:
     """How text is written; change it with `replace`, or `with_changes` to accept aliases."""
 
     length: int | None = None  # new tokens; None: whatever the canvas has left
+    grow: int | None = (
+        None  # begin with so many new tokens; add more, up to `length`, until it ends
+    )
+    grow_options: Mapping[str, float] = field(default_factory=dict)
     canvas: int | None = None  # positions the model was trained on; None: its largest
     layout: str = "packed"  # "padded": a text ends in eos, and the rest of its canvas is padding
     num_steps: int | None = None  # None: one for every new token
@@ -133,7 +138,7 @@ class GenerationOptions:
     precision: str = "auto"  # of the network: "fp32", "bf16", or what the device multiplies fastest
 
     def __post_init__(self):
-        for name in ("length", "canvas", "num_steps", "block", "approx_refresh"):
+        for name in ("length", "grow", "canvas", "num_steps", "block", "approx_refresh"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -154,6 +159,11 @@ class GenerationOptions:
         if len([g for g in (self.regex, self.json_schema, self.choices) if g is not None]) > 1:
             raise ConfigError("regex, json_schema and choices exclude each other; give one of them")
         find_dtype(self.precision, torch.device("cpu"))
+        if self.grow is None and self.grow_options:
+            raise ConfigError("grow_options without grow; give it the tokens to begin with")
+        if self.grow is not None and self.length is not None and self.grow > self.length:
+            raise ConfigError(f"grow {self.grow} begins with more tokens than length {self.length}")
+        self.growth()
         self.filters(())  # their own checks: a bad temperature is refused here, not later
 
     def with_changes(self, **changes: Any) -> "GenerationOptions":
@@ -220,6 +230,43 @@ class GenerationOptions:
                 f"step '{self.step}' looks at every position anew, so nothing can be kept; "
                 "leave approx_cache out"
             )
+
+    def growth(self) -> Growth:
+        """How the canvas grows, if it does."""
+        known = {f.name for f in fields(Growth)}
+        for key, value in self.grow_options.items():
+            if key not in known:
+                raise ConfigError(f"no grow option '{key}'{near(key, known)}")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"grow option '{key}' must be a number, got {value!r}")
+        return Growth(**self.grow_options)  # type: ignore[arg-type]
+
+    def check_growth(self, corruption: Corruption, one_way: bool) -> None:
+        """Raise if a canvas cannot `grow`, for one because the model writes from left to right."""
+        if self.grow is None:
+            return
+        if one_way:
+            raise ConfigError(
+                "this model writes from left to right and ends where the text does; leave grow out"
+            )
+        if not corruption.absorbing:
+            raise ConfigError(
+                "a canvas grows by masks, and this model was trained on "
+                f"{type(corruption).__name__.lower()} noise; leave grow out"
+            )
+        if self.layout != "padded":
+            raise ConfigError(
+                "this model has no padding and does not see where a canvas' text ends; leave grow "
+                "out and give a length"
+            )
+        for name, given in (
+            ("approx_cache keeps places that would move", self.approx_cache is not None),
+            ("a grammar is for a length that is known", not self.free),
+            ("guidance hides places that would move", self.guidance > 0),
+            ("lookahead=False hides where the text ends", not self.lookahead),
+        ):
+            if given:
+                raise ConfigError(f"{name}; leave it out, or grow")
 
     def rule(self, corruption: Corruption) -> Step:
         """The step rule, for a diffusion model of this corruption."""

@@ -12,7 +12,7 @@ from sfumato.constrained import Span
 from sfumato.grammar import SPACED
 from sfumato.options import GenerationOptions
 from sfumato.rng import Rng
-from sfumato.types import Canvas, Filter, Step
+from sfumato.types import MOVED, Canvas, Filter, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,6 +46,26 @@ class Page:
     step: int  # from 1; 0 is the blank page
     canvas: Canvas
     decided: Tensor  # [B, L] the step that decided each position; 0 given, -1 still noisy
+
+    @classmethod
+    def blank(cls, task: Task) -> "Page":
+        return cls(task, 0, task.canvas, torch.where(task.canvas.fixed, 0, -1))
+
+    def after(self, canvas: Canvas) -> "Page":
+        """The page of the next step, whose positions may have moved."""
+        tokens, noisy, decided = self.canvas.tokens, self.canvas.noisy, self.decided
+        moved = canvas.memory.get(MOVED)
+        if moved is not None:
+            old = moved >= 0
+            tokens, noisy, decided = (
+                each.gather(1, moved.clamp_min(0)) for each in (tokens, noisy, decided)
+            )
+            tokens, noisy = torch.where(old, tokens, canvas.tokens), noisy & old
+            decided = decided.masked_fill(~old, 0)
+        changed = (tokens != canvas.tokens) | (noisy & ~canvas.noisy)
+        decided = torch.where(changed, self.step + 1, decided)
+        decided = torch.where(canvas.noisy, -1, decided)
+        return Page(self.task, self.step + 1, canvas, decided)
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,23 @@ class Reader:
 
     tokenizer: "PreTrainedTokenizerFast"
     ends: frozenset[int]  # ids that end a text
+
+    def finish(self, page: Page) -> Generation:
+        """The result, from the last page of a task."""
+        task = page.task
+        rows = [list(self.pieces(page, row)) for row in range(len(task.rows))]
+        fills = tuple(tuple(p.text for p in pieces if p.tokens) for pieces in rows)
+        gaps = isinstance(task.rows[0][-1], str)
+        new = float((~page.canvas.fixed).sum()) / len(rows)
+        return Generation(
+            texts=tuple(map("".join, fills)),
+            full_texts=tuple("".join(piece.text for piece in pieces) for pieces in rows),
+            fills=fills if gaps else (),
+            tokens=tuple(tuple(i for p in pieces for i in p.tokens) for pieces in rows),
+            num_steps=page.step,
+            tokens_per_step=new / max(page.step, 1),
+            options=task.options,
+        )
 
     def show(self, page: Page, row: int = 0, noise: str = NOISE) -> str:
         """One row of a page, with `noise` for every position that is not decided yet."""

@@ -23,12 +23,15 @@ from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import save_tokenizer, special_ids, token_bytes
 from sfumato.denoisers import Cached, Full, autoregressive
-from sfumato.devices import find_device, find_dtype
+from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.filters import Allowed
 from sfumato.folders import check_tokenizer, load_folder
+from sfumato.gaps import GapLength, gap_lengths
 from sfumato.generate import blank, generate
 from sfumato.given import Given
+from sfumato.grammar import Automaton
+from sfumato.growing import generate_growing
 from sfumato.models.attend import HIDDEN, BlockCausal
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.packed import Network
@@ -36,7 +39,7 @@ from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
 from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
-from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch, Step
+from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -168,14 +171,15 @@ class DiffusionLM:
         text: Texts,
         *,
         source: Texts | None = None,
-        gap_length: int = 16,
+        gap_length: int | str | tuple[int, int] = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
     ) -> Generation:
         """Fill the gaps (`____`) of a text; what is around them stays as it is, byte by byte.
 
-        Every gap gets `gap_length` tokens.
+        Every gap gets `gap_length` tokens; of a range, as (2, 12), or of "auto", from 1 to 16, the
+        model chooses a number for each gap (`sfumato.gaps`).
         """
         task = self.start_infill(
             text,
@@ -260,23 +264,25 @@ class DiffusionLM:
         shown = stems if options.free else prompts
         given = [self.given.opening(ids) for ids in self.encode(stems)]
         longest = max(map(len, given))
-        most = self.model.config.max_position_embeddings
-        limit = most if options.length else options.canvas or most
+        limit = self.model.config.max_position_embeddings
+        limit = limit if options.length else options.canvas or limit
         # whole blocks slide over a text of any length
         room = math.inf if self.block_size and options.length else limit
-        if room - longest < (options.length or 1):
+        least = options.length or options.grow or 1
+        if room - longest < least:
             raise ConfigError(
-                f"{longest} tokens of prompt and {options.length or 1} new ones do not fit into "
+                f"{longest} tokens of prompt and {least} new ones do not fit into "
                 f"the model's {limit} positions; shorten the prompt or the length"
             )
         left = hidden = None
-        if options.length is None or self.block_size:
-            width = longest + options.length if options.length else limit
-            tokens, fixed = template(given, width, self.special.mask)
-            stops = [len(ids) + options.length if options.length else limit for ids in given]
+        most = [len(ids) + options.length if options.length else limit for ids in given]
+        if options.length is None or options.grow or self.block_size:
+            new = options.grow or options.length
+            stops = [len(ids) + new if new else limit for ids in given]
+            tokens, fixed = template(given, max(stops), self.special.mask)
             rows = [
                 (one, slice(len(ids), stop))
-                for one, ids, stop in zip(shown, given, stops, strict=True)
+                for one, ids, stop in zip(shown, given, most, strict=True)
             ]
             for row, stop in enumerate(stops):
                 tokens[row, stop:], fixed[row, stop:] = self.special.filler, True
@@ -287,7 +293,8 @@ class DiffusionLM:
         # a text may end, and contains no other special token
         never = self.never - self.reader.ends
         spaced = [[r[1].start] * (p != s) for p, s, r in zip(prompts, stems, rows, strict=True)]
-        task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources)
+        automaton = self._automaton(options, never)
+        task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources, automaton)
         if left is not None and hidden is not None and left.shape[1]:
             task = replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
         return self._checked(task)
@@ -297,7 +304,7 @@ class DiffusionLM:
         text: Texts,
         *,
         source: Texts | None = None,
-        gap_length: int = 16,
+        gap_length: int | str | tuple[int, int] = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
         **changes: Any,
@@ -313,59 +320,70 @@ class DiffusionLM:
                 f"this model writes blocks of {self.block_size} tokens and cannot see what follows "
                 "one; infilling needs a model of full attention"
             )
-        if gap_length < 1:
-            raise ConfigError(f"gap_length must be at least 1, got {gap_length}")
-        options = self._changed(changes)
-        if options.length != self.options.length:
-            raise ConfigError("infilling has no length: use gap_length, tokens for each gap")
+        wanted, options = GapLength.of(gap_length), self._changed(changes)
+        padded = options.layout == "padded"
+        wanted.check(padded, self.corruption)
+        for name in ("length", "grow"):
+            if getattr(options, name) != getattr(self.options, name):
+                raise ConfigError(f"infilling has no {name}: use gap_length, tokens for each gap")
+        options = replace(options, grow=None, grow_options={})  # those of the model
         texts, sources = repeated(text, source, num_samples)
-        laid = [self.given.gapped(one, gap_length, options.free) for one in texts]
-        lengths = [len(ids) for _, ids, _ in laid]
+        gapped = [self.given.gapped(one, options.free) for one in texts]
+        lengths = [one.count + wanted.low * one.gaps for one in gapped]
         longest, canvas = max(lengths), options.canvas or 0
         if longest > canvas:
             raise ConfigError(
                 f"the text has {longest} tokens with its gaps, more than the canvas of {canvas}; "
                 "shorten it or use a smaller gap_length"
             )
-        padded = options.layout == "padded"
         if not padded and min(lengths) < longest:
             raise ConfigError(
                 "this model has no padding, so texts of one call must have equally many tokens; "
                 "fill them one by one"
             )
+        automaton = self._automaton(options, self.never)
+        with self.inference():
+            chosen = gap_lengths(
+                gapped,
+                sources or [""] * len(gapped),
+                wanted,
+                automaton,
+                self._read,
+                self.corruption,
+                room=canvas,
+                temperature=options.temperature,
+                rng=Rng.from_seed(options.seed or 0, len(gapped), device=self.device).fold(2),
+            )
+        laid = [one.laid(each) for one, each in zip(gapped, chosen, strict=True)]
         width = canvas if padded else longest
         tokens, _ = template([ids for _, ids, _ in laid], width, self.special.filler)
         rows, spaced = [parts for parts, _, _ in laid], [places for _, _, places in laid]
         # a gap does not end the text: what follows it is given
-        task = self._task(options, rows, tokens, tokens >= 0, spaced, self.never, filters, sources)
+        task = self._task(
+            options, rows, tokens, tokens >= 0, spaced, self.never, filters, sources, automaton
+        )
         return self._checked(task)
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
-        page = Page(task, 0, task.canvas, torch.where(task.canvas.fixed, 0, -1))
+        page = Page.blank(task)
         yield page
         with self.inference():
-            for number, canvas in enumerate(self._canvases(task), 1):
-                before = page.canvas
-                changed = (before.tokens != canvas.tokens) | (before.noisy & ~canvas.noisy)
-                decided = torch.where(changed, number, page.decided)
-                page = Page(task, number, canvas, torch.where(canvas.noisy, -1, decided))
+            for canvas in self._canvases(task):
+                page = page.after(canvas)
                 yield page
 
     def _canvases(self, task: Task) -> Iterator[Canvas]:
-        options = task.options
+        options, written = task.options, (task.canvas, task.step, task.rng)
         network = self.network.compute(options.precision)
-        shared = {"num_steps": options.num_steps, "filters": task.filters}
+        shared: dict[str, Any] = {"num_steps": options.num_steps, "filters": task.filters}
+        ending = {"ends": tuple(sorted(self.reader.ends)), "filler": self.special.filler}
         if self.block_size:
             reader = BlockReader(network, self.special.mask, self.block_size)
-            ends, filler = tuple(self.reader.ends), self.special.filler
-            return generate_blocks(
-                reader, task.canvas, task.step, task.rng, **shared, ends=ends, filler=filler
-            )
+            return generate_blocks(reader, *written, **shared, **ending)
         denoiser: Full | Cached = replace(self.denoiser, model=network)
         if self.autoregressive:
             denoiser = Cached(network, self.special.mask)
-        around = {"block": options.block, "lookahead": options.lookahead}
         shown: Denoiser
         if options.approx_cache:
             assert isinstance(denoiser, Full), "a model of full attention"
@@ -374,24 +392,17 @@ class DiffusionLM:
             shown = kept if left is None else kept.given(left=left, left_hidden=task.hidden)
         else:
             shown = reading(task, denoiser, self.special.all)
-        return generate(shown, task.canvas, task.step, task.rng, **shared, **around)
+        if options.grow:
+            assert isinstance(shown, Full), "neither guided nor cached: this was refused"
+            places = [part for row in task.rows for part in row if isinstance(part, slice)]
+            own = {"places": places, "block": options.block}
+            return generate_growing(shown, *written, options.growth(), **own, **shared, **ending)
+        around = {"block": options.block, "lookahead": options.lookahead}
+        return generate(shown, *written, **shared, **around)
 
     def finish(self, page: Page) -> Generation:
         """Read the last page of a task."""
-        task = page.task
-        rows = [list(self.reader.pieces(page, row)) for row in range(len(task.rows))]
-        fills = tuple(tuple(p.text for p in pieces if p.tokens) for pieces in rows)
-        gaps = isinstance(task.rows[0][-1], str)
-        new = float((~page.canvas.fixed).sum()) / len(rows)
-        return Generation(
-            texts=tuple(map("".join, fills)),
-            full_texts=tuple("".join(piece.text for piece in pieces) for pieces in rows),
-            fills=fills if gaps else (),
-            tokens=tuple(tuple(i for p in pieces for i in p.tokens) for pieces in rows),
-            num_steps=page.step,
-            tokens_per_step=new / max(page.step, 1),
-            options=task.options,
-        )
+        return self.reader.finish(page)
 
     def _changed(self, changes: dict[str, Any]) -> GenerationOptions:
         options = self.options.with_changes(**changes)
@@ -401,15 +412,8 @@ class DiffusionLM:
             options = options.one_by_one()
         elif self.block_size:
             options = options.in_blocks(self.block_size)
-        if (
-            isinstance(self.model, EncoderDecoder)
-            and options.precision != "auto"
-            and find_dtype(options.precision, self.device) != self.model.dtype
-        ):
-            raise ConfigError(
-                "a model with an encoder computes in the type of its weights; leave out precision, "
-                "or load it with another dtype"
-            )
+        self.network.check(options.precision)
+        options.check_growth(self.corruption, self.autoregressive or bool(self.block_size))
         options.check_approximate(self.corruption, self.autoregressive or bool(self.block_size))
         seed = secrets.randbits(31) if options.seed is None else options.seed
         return replace(options, seed=seed)
@@ -428,6 +432,7 @@ class DiffusionLM:
         never: frozenset[int],
         filters: Sequence[Filter],
         sources: Sequence[str],  # of each row, or none at all
+        automaton: Automaton | None,
     ) -> Task:
         rng = Rng.from_seed(options.seed or 0, len(rows), device=self.device)
         tokens, fixed = tokens.to(self.device), fixed.to(self.device)
@@ -436,12 +441,13 @@ class DiffusionLM:
             at[row, places] = True
         own = (Allowed(at, self.given.spaced.to(self.device)),) if any(spaced) else ()
         led = {(row, place) for row, places in enumerate(spaced) for place in places}
+        rule = options.rule(self.corruption)
         return Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
-            step=self._rule(options, rows, led, never),
+            step=rule if automaton is None else constrain(rule, automaton, spans(rows, led)),
             filters=(*own, *options.filters(tuple(sorted(never))), *filters),
             led=frozenset() if options.free else frozenset(led),
             source=self._source_rows(sources) if sources else None,
@@ -453,27 +459,26 @@ class DiffusionLM:
         check_conditions(task, self.autoregressive, bool(self.block_size), positions)
         return task
 
-    def _rule(
-        self,
-        options: GenerationOptions,
-        rows: Sequence[tuple[Part, ...]],
-        led: set[tuple[int, int]],
-        never: frozenset[int],
-    ) -> Step:
-        """The step rule, within the grammar if there is one.
+    def _automaton(self, options: GenerationOptions, never: frozenset[int]) -> Automaton | None:
+        """Of the grammar, if there is one.
 
         Behind the end of a text comes padding, where the model has learnt it, or anything.
         """
-        rule, grammar = options.rule(self.corruption), options.grammar()
+        grammar = options.grammar()
         if grammar is None:
-            return rule
-        automaton = grammar.over(
+            return None
+        return grammar.over(
             token_bytes(self.tokenizer, self.model.config.vocab_size),
             never={*never, *options.suppress},
             end=self.special.eos,
             after=self.reader.ends if options.layout == "padded" else None,
         )
-        return constrain(rule, automaton, spans(rows, led))
+
+    def _read(self, source: str, rows: int) -> Denoiser:
+        """The denoiser of so many rows that has read a source, if there is one."""
+        if not source or not isinstance(self.denoiser, Full):
+            return self.denoiser
+        return self.denoiser.conditioned(self._source_rows([source] * rows))
 
     def _source_rows(self, sources: Sequence[str]) -> Tensor:
         return source_rows(self.encode(sources), self.special).to(self.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.rng import Rng
 
+MOVED = "moved"  # in a canvas's memory: where each position was on the page before; -1: it is new
 ABSENT = -1  # in place of a token of a source: nothing is there
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.devices import find_dtype
+from sfumato.errors import ConfigError
 from sfumato.models.attend import Attend
 from sfumato.models.cache import Before, KeyValues, Layer, Past
 from sfumato.models.transformer import (
@@ -200,6 +201,16 @@ class Network:
         self.model = model
         self.made_of: Any = None
         self.packed: Packed | None = None
+
+    def check(self, precision: str) -> None:
+        """Raise for another precision than a model with an encoder has."""
+        if type(self.model) is DiffusionTransformer or precision == "auto":
+            return
+        if find_dtype(precision, self.model.device) != self.model.dtype:
+            raise ConfigError(
+                "a model with an encoder computes in the type of its weights; leave out precision, "
+                "or load it with another dtype"
+            )
 
     def compute(self, precision: str = "auto") -> Any:
         """In this precision; a model with an encoder is taken as it is."""
