@@ -14,6 +14,8 @@ WORDS = [
     *("big", "small", "red", "and", "then", "it", "was", "happy"),
 ]
 
+SEARCH = ("objective.name=block", "model.block_size=8", "objective.search_steps=5")
+
 
 def prepare_words(folder: Path, seed: int = 0, vocab_size: int = 280) -> Path:
     """Prepared sentences of random words; another seed, other data."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from small_runs import of_kind, prepare_words, small_run
+from small_runs import SEARCH, of_kind, prepare_words, run_all, small_run
 from torch.testing import assert_close
 
 from sfumato.train import train
@@ -24,6 +24,7 @@ def outputs(tmp_path_factory) -> Path:
     options = {"ema_decay": 0.5, "save_steps": 5}
     events = list(train(small_run(words, folder / "alone", train=options)))
     losses = [event.loss for event in of_kind(events, Stepped)]
+    run_all(small_run(words, folder / "searched-alone", "train.max_steps=6", *SEARCH))
     begun = train(small_run(words, folder / "begun", train=options))
     while not isinstance(next(begun), Saved):
         pass
@@ -50,12 +51,18 @@ def test_two_processes_learn_what_one_learns(outputs, name):
         assert_close(together[key], value, rtol=2e-3, atol=5e-4, msg=f"{key} of {name}")
 
 
-@pytest.mark.parametrize("name", ["replicate-1", "replicate-2", "shard-2", "begun", "stopped"])
-def test_two_processes_log_what_one_logs(outputs, name):
+@pytest.mark.parametrize(
+    ("name", "single"),
+    [
+        *((name, "alone") for name in ("replicate-1", "replicate-2", "shard-2", "begun")),
+        *(("stopped", "alone"), ("searched", "searched-alone")),
+    ],
+)
+def test_two_processes_log_what_one_logs(outputs, name, single):
     alone, together = (
-        (outputs / run / "metrics.csv").read_text().splitlines() for run in ("alone", name)
+        (outputs / run / "metrics.csv").read_text().splitlines() for run in (single, name)
     )
-    assert len(alone) == len(together) == 13
+    assert len(alone) == len(together) == {"alone": 13, "searched-alone": 10}[single]
     for one, other in zip(alone[1:], together[1:], strict=True):
         found, wanted = (
             [float(x) if x else -1.0 for x in (*line.split(",")[:7], *line.split(",")[9:])]

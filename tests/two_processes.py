@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from small_runs import of_kind, run_all, small_run
+from small_runs import SEARCH, of_kind, run_all, small_run
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.errors import CheckpointError, ConfigError, TrainingError
 from sfumato.train import train
-from sfumato.train.events import Evaluated, Interrupted, Saved, Stepped
+from sfumato.train.events import Evaluated, Interrupted, Saved, Searched, Stepped
 from sfumato.train.trainer import Trainer
 from sfumato.train.world import World
 
@@ -37,6 +37,11 @@ for parallel, parts in (("replicate", 1), ("replicate", 2), ("shard", 2)):
     events = run_all(run)
     assert all(agreed(event.loss) for event in of_kind(events, Stepped))
     assert all(agreed(event.bound) for event in of_kind(events, Evaluated))
+
+# both find the same interval of mask rates, and train on it
+run = small_run(words, out / "searched", "train.max_steps=6", *SEARCH)
+for event in of_kind(run_all(run), Searched):
+    assert all(map(agreed, (*event.interval, event.deviation, event.whole_deviation)))
 
 # sharded weights are in parts, and a run begun in one process goes on in two
 trainer = Trainer(small_run(words, out / "begun", train={**OPTIONS, "parallel": "shard"}), own)

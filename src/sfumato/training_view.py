@@ -20,6 +20,7 @@ from sfumato.train.events import (
     Interrupted,
     Sampled,
     Saved,
+    Searched,
     Started,
     Stepped,
 )
@@ -109,6 +110,13 @@ def describe(event: Event) -> Text | None:
             return Text(
                 f"step {event.step}: held-out bound {event.bound:.4f} +- {event.error:.4f} nats a "
                 f"token, {event.accuracy:.1%} right{best}"
+            )
+        case Searched():
+            low, high = event.interval
+            return Text(
+                f"step {event.step}: mask rates from {low} to {high} from now on; the loss varies "
+                f"by {event.deviation:.4f} nats a token, with all rates by "
+                f"{event.whole_deviation:.4f}"
             )
         case Sampled():
             lines = [Text(f"  {line}", "dim") for text in event.texts for line in text.split("\n")]

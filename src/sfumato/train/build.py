@@ -83,10 +83,21 @@ def build_corruption(run: Run, vocab_size: int, mask_id: int) -> Corruption:
     return corruption_from(run.corruption.model_dump(exclude_none=True), vocab_size, mask_id)
 
 
-def build_objective(run: Run, corruption: Corruption, block_size: int | None) -> Objective:
-    """What the run minimises, with a model of such blocks."""
+def build_objective(
+    run: Run,
+    corruption: Corruption,
+    block_size: int | None,
+    interval: tuple[float, float] | None = None,
+) -> Objective:
+    """What the run minimises, with a model of such blocks; on mask rates that a search found."""
     _check_objective(run, corruption)
-    objective, options = _main_objective(run, corruption, block_size), run.objective
+    options = run.objective
+    if interval is not None:
+        selection = Choice(name="exact_k", low=interval[0], high=interval[1])  # type: ignore[call-arg]
+        run = run.model_copy(
+            update={"objective": options.model_copy(update={"selection": selection})}
+        )
+    objective = _main_objective(run, corruption, block_size)
     if options.next_token_steps:
         if options.name == "next_token":
             raise ConfigError("objective.next_token_steps is for other objectives than next_token")
@@ -100,7 +111,7 @@ def _check_objective(run: Run, corruption: Corruption) -> None:
     """Raise if keys of the objective do not go together, or with the noise."""
     options, schedule = run.objective, corruption.schedule
     if options.name not in ("masked", "block"):
-        for key in ("selection", "weight", "complementary"):
+        for key in ("selection", "weight", "complementary", "search_steps"):
             if getattr(options, key):
                 raise ConfigError(
                     f"objective.{key} is for objective.name=masked or block, not {options.name}; "
@@ -116,9 +127,25 @@ def _check_objective(run: Run, corruption: Corruption) -> None:
             f"objective.name={options.name} needs corruption.name=masked, got "
             f"{run.corruption.name}; use objective.name=bound"
         )
+    if options.search_steps:
+        _check_search(run)
     if options.curriculum and options.name != "block":
         raise ConfigError(
             f"objective.curriculum is for objective.name=block, not {options.name}; leave it out"
+        )
+
+
+def _check_search(run: Run) -> None:
+    selection, weight = run.objective.selection, run.objective.weight
+    if selection is not None and (selection.name != "exact_k" or selection.options):
+        raise ConfigError(
+            "objective.search_steps finds the low and high of selection exact_k by itself; leave "
+            "out objective.selection, or the search"
+        )
+    if weight is not None and weight.name not in ("bound", "clipped"):
+        raise ConfigError(
+            f"objective.search_steps compares losses in nats a token, which weight {weight.name} "
+            "does not give; use weight bound or clipped, or no search"
         )
 
 

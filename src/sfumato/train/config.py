@@ -118,6 +118,8 @@ class ObjectiveOptions(Section):
     selection: Choice | None = None  # of masked and block; none: exact_k
     weight: Choice | None = None  # of masked and block; none: bound
     complementary: bool = False  # of masked and block
+    search_steps: Steps = 0  # of masked and block: steps between searches for an interval of mask
+    # rates to train on; 0: never, and objective.selection may set one
     source_dropout: Share = 0.0  # share of rows that do not see their source, for guidance
     curriculum: tuple[SizeStage, ...] = ()  # of block: what comes before model.block_size
     next_token_steps: Steps = 0  # first steps that learn next tokens instead, with the same weights

@@ -45,6 +45,16 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """The interval of mask rates that is trained on from now on: the loss varies least there."""
+
+    step: int
+    interval: tuple[float, float]
+    deviation: float  # of a step's loss by its noise, nats per trainable token
+    whole_deviation: float  # with all mask rates
+
+
+@dataclass(frozen=True)
 class Sampled:
     """Texts that the model wrote."""
 
@@ -78,4 +88,4 @@ class Interrupted:
     path: Path  # of the checkpoint
 
 
-Event = Started | Stepped | Evaluated | Sampled | Saved | Finished | Interrupted
+Event = Started | Stepped | Evaluated | Searched | Sampled | Saved | Finished | Interrupted

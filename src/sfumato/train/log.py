@@ -31,6 +31,10 @@ COLUMNS: tuple[str, ...] = (
     "eval_bound",
     "eval_error",
     "eval_accuracy",
+    "interval_low",
+    "interval_high",
+    "interval_deviation",
+    "whole_deviation",
 )
 Record = Mapping[str, float]
 

@@ -4,10 +4,11 @@ A loop of our own on torch: nothing in a step depends on how the rows of its glo
 shared out over processes, accumulation and workers, and a checkpoint holds all that a step reads.
 """
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from sfumato.train.events import (
     Interrupted,
     Sampled,
     Saved,
+    Searched,
     Started,
     Stepped,
 )
@@ -51,12 +53,14 @@ from sfumato.train.launch import launched
 from sfumato.train.log import Metrics, Window, read_records, rewrite
 from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
+from sfumato.train.search import INTERVALS, Interval, least, loss_variances
 from sfumato.train.state import State
 from sfumato.train.step import Scored, Stepper, to_device
 from sfumato.train.world import World, joined, release
-from sfumato.types import Batch
+from sfumato.types import Batch, Objective
 
 EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
+SEARCHES = 3  # what objectives do not fold the run's seed with
 
 
 def never() -> bool:
@@ -88,6 +92,7 @@ class Progress:
     seconds: float = 0.0  # spent in steps
     best: float | None = None  # lowest held-out bound
     since_best: int = 0  # evaluations since then
+    variances: Sequence[float] = ()  # of the loss on each of search.INTERVALS, over all searches
     finished: bool = False
 
 
@@ -112,14 +117,13 @@ class Trainer:
         if run.train.torch_compile:
             self.model.compile_blocks()
         scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
-        objective = build_objective(run, self.corruption, self.model.config.block_size)
         self.scored = world.spread(scored, run.train.parallel)  # nothing after it is refused
         self.dtype = find_dtype(run.train.precision, world.device)
         params = dict(self.model.named_parameters())
         average = Average(params, run.train.ema_decay) if run.train.ema_decay else None
         self.state = State(self.model, build_optimizers(self.model, run.train, self.dtype), average)
         self.stepper = Stepper(
-            self.scored, objective, self.state, run.train, run.seed, self.dtype, world
+            self.scored, self._objective(), self.state, run.train, run.seed, self.dtype, world
         )
         self.checkpoints = Checkpoints(run.output / "checkpoints", run.train.save_total_limit)
         self.progress = Progress()
@@ -206,6 +210,8 @@ class Trainer:
         weights = load_file(self.checkpoints.path(step) / "model.safetensors")
         self.state.restore(weights, training)
         self.progress = Progress(**state["progress"])
+        if self.progress.variances:
+            self._train_on(least(self.progress.variances))
         if self.progress.step < self.run.train.max_steps and not self._out_of_patience():
             self.progress = replace(self.progress, finished=False)  # it has been made longer
 
@@ -228,6 +234,8 @@ class Trainer:
             if self._due(run.log.logging_steps, done):
                 self._log(window.record(stepped))
                 window = Window(self.progress.seconds)
+            if self._searches():
+                yield self._search(batches)
             if self.held_out and self._due(run.evaluate.eval_steps, done):
                 yield self._evaluate(self.held_out)
                 done = done or self._out_of_patience()
@@ -272,6 +280,53 @@ class Trainer:
         )
 
     # --- between steps ---
+
+    def _objective(self, interval: Interval | None = None) -> Objective:
+        size = self.model.config.block_size
+        return build_objective(self.run, self.corruption, size, interval)
+
+    def _train_on(self, number: int) -> None:
+        self.stepper = replace(self.stepper, objective=self._objective(INTERVALS[number]))
+
+    def _searches(self) -> bool:
+        """Also after the last step: the run may be made longer. Not while it learns next tokens."""
+        options, step = self.run.objective, self.progress.step
+        every = options.search_steps
+        return bool(every) and step % every == 0 and step > options.next_token_steps
+
+    @torch.no_grad()
+    def _search(self, batches: list[Batch]) -> Searched:
+        """From now on, train on the mask rates at which the loss varies least.
+
+        What was found before counts as much as what these rows say: a few draws say little.
+        """
+        rng = Rng.from_seed(self.run.seed, device=self.world.device).fold(SEARCHES)
+        step, kind, enabled = (
+            self.progress.step,
+            self.world.device.type,
+            self.dtype != torch.float32,
+        )
+        objectives = [self._objective(interval) for interval in INTERVALS]
+        self.scored.eval()
+        with torch.autocast(kind, self.dtype, enabled=enabled):
+            found = loss_variances(self.scored, objectives, batches, rng.fold(step), self.world)
+        before = torch.tensor(self.progress.variances or found.tolist(), dtype=torch.float64)
+        variances = ((before + found) / 2).tolist()
+        self.progress = replace(self.progress, variances=variances)
+        best = least(variances)
+        self._train_on(best)
+        deviation, whole = math.sqrt(variances[best]), math.sqrt(variances[0])
+        low, high = INTERVALS[best]
+        self._log(
+            {
+                "step": step,
+                "interval_low": low,
+                "interval_high": high,
+                "interval_deviation": deviation,
+                "whole_deviation": whole,
+            }
+        )
+        return Searched(step, (low, high), deviation, whole)
 
     @torch.no_grad()
     def _evaluate(self, rows: Rows | PairRows) -> Evaluated:
