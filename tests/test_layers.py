@@ -19,7 +19,7 @@ schedules filters logits json_schema grammar lattice
 corruption models data
 denoisers guidance readers approximate
 objectives steps revising constrained
-generate blockwise likelihood testing
+generate blockwise likelihood retrace testing
 options folders pages given conditions pipeline pipeline_hf conditional
 evals
 train export serve

@@ -1,0 +1,242 @@
+"""How a decoder would write texts that are known: the true tokens, put where a step rule decides.
+
+`likelihood.by_decoder` is the same for rules that only `choose`. Here a rule may also go by chance
+or by what it remembers, as long as it does not look at what was drawn; and a model of blocks writes
+all blocks of a text at once, because each of them only waits for true text before it.
+
+Shapes: B rows of L positions; K blocks of S positions in a row, so B * K rows of S.
+"""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.corruption import Corruption
+from sfumato.denoisers import Full, without_mask
+from sfumato.errors import ConfigError, DataError
+from sfumato.generate import blank, denoise, generate, one_each, shared_times
+from sfumato.models.attend import HIDDEN, BlockCausal, NoisyBlocks
+from sfumato.models.cache import KeyValues
+from sfumato.rng import Rng
+from sfumato.steps import Ancestral, Chooser, Klass, RandomOrder, spread
+from sfumato.types import Batch, Canvas, Denoiser, Sharp, Step
+
+
+def can_retrace(step: Step) -> bool:
+    """Whether a rule decides where, and only then draws what: else no text has a likelihood."""
+    return isinstance(step, Chooser | Klass | Ancestral | RandomOrder)
+
+
+@torch.no_grad()
+def retrace(
+    denoiser: Denoiser,
+    corruption: Corruption,
+    batch: Batch,
+    step: Step,
+    rng: Rng,  # one key a row
+    *,
+    num_steps: int | None = None,
+    block: int | None = None,
+    lookahead: bool = True,
+) -> Tensor:
+    """Nats of every row [B], float64, under the decoder `generate` is with the same arguments.
+
+    Exact, for rules that go by the state and by what the model says of it (DUEL, arXiv 2603.01367).
+    For rules of chance, of the order that was drawn: on average over draws a bound on -log p.
+    """
+    _check(corruption, step)
+    if bool((batch.segments != batch.segments[:, :1]).any()):
+        raise DataError("retrace reads rows of one document each; cut them to one length")
+    page = blank(corruption, batch.tokens, ~batch.trainable, rng)
+    pages = generate(
+        denoiser,
+        replace(page, memory=_memory(batch.tokens)),
+        Following(step),
+        rng,
+        num_steps=num_steps,
+        block=block,
+        lookahead=lookahead,
+        filters=(_Truth(),),
+    )
+    return deque(pages, maxlen=1)[0].memory["nats"].sum(1)
+
+
+@dataclass(frozen=True)
+class BlockTexts:
+    """Texts that a model of blocks has read, for `retrace`: of any number of rules, read once."""
+
+    denoiser: "_BlocksAtOnce"
+    corruption: Corruption
+    batch: Batch  # one document a row, from its first token
+
+    @classmethod
+    @torch.no_grad()
+    def read(cls, denoiser: Full, corruption: Corruption, batch: Batch) -> "BlockTexts":
+        """Read the clean text, block after block."""
+        size = denoiser.block_size
+        if size is None:
+            raise ConfigError("BlockTexts is for models of blocks; use retrace for others")
+        if bool((batch.segments != 0).any()):
+            raise DataError("BlockTexts reads rows of one document each; cut them to one length")
+        if batch.tokens.shape[1] % size:
+            raise DataError(
+                f"rows of {batch.tokens.shape[1]} tokens are not whole blocks of {size}; cut them, "
+                "or fill them as the model has learnt"
+            )
+        read = denoiser.model(
+            batch.tokens,
+            t=torch.zeros(batch.tokens.shape, device=batch.tokens.device),
+            segments=batch.segments,
+            where=torch.zeros_like(batch.trainable),
+            attend=BlockCausal(size),
+        ).key_values
+        rows = len(batch.tokens)
+        own = _BlocksAtOnce(denoiser.model, denoiser.mask_id, size, rows, read, {})
+        return cls(own, corruption, batch)
+
+    @torch.no_grad()
+    def retrace(self, step: Step, rng: Rng, *, num_steps: int | None = None) -> Tensor:
+        """Nats [B] under the decoder `generate_blocks` is; rng has one key a row."""
+        _check(self.corruption, step)
+        size, rows = self.denoiser.size, self.denoiser.rows
+        tokens = self.batch.tokens.view(-1, size)
+        noisy = self.batch.trainable.reshape(-1, size)
+        number = torch.arange(len(tokens), device=tokens.device)
+        number = number.remainder(len(tokens) // rows)  # of the block in its row
+        own = rng.select(torch.arange(len(tokens), device=tokens.device) // (len(tokens) // rows))
+        page = blank(self.corruption, tokens, ~noisy, own)
+        if num_steps is None:
+            times = one_each(noisy)
+        else:
+            written = noisy.any(1).view(rows, -1)
+            shares = [shared_times(num_steps, written, n) for n in range(written.shape[1])]
+            width = max(share.shape[1] for share in shares)
+            each = [torch.nn.functional.pad(s, (0, width - s.shape[1])) for s in shares]
+            times = torch.stack(each, 1).flatten(0, 1)
+        pages = denoise(
+            self.denoiser,
+            replace(page, memory=_memory(tokens)),
+            Following(step),
+            times,
+            own.fold(number),
+            filters=(_Truth(),),
+        )
+        return deque(pages, maxlen=1)[0].memory["nats"].view(rows, -1).sum(1)
+
+
+@dataclass(frozen=True)
+class _BlocksAtOnce:
+    """A denoiser of B * K blocks, each seeing the clean text before it; finished ones cost nothing.
+
+    What it says of wholly noisy blocks is remembered: every rule begins with them.
+    """
+
+    model: nn.Module
+    mask_id: int
+    size: int
+    rows: int
+    read: KeyValues
+    first: dict[str, Tensor]
+
+    def __call__(
+        self,
+        tokens: Tensor,  # [B * K, S]
+        t: Tensor,  # [B * K]
+        where: Tensor | None = None,
+        *,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        assert where is not None, "the loop always says where"
+        begins = bool((t == 1).all())
+        if begins and "where" in self.first and bool((self.first["where"] | ~where).all()):
+            return self.first["logits"][where[self.first["where"]]]
+        shape = (self.rows, -1)
+        active = where.any(1).view(shape)  # [B, K]
+        kept = active.long().argsort(dim=1, descending=True, stable=True)
+        kept = kept[:, : int(active.sum(1).max())]  # [B, A] blocks, from left to right
+        place = kept[:, :, None] * self.size + torch.arange(self.size, device=tokens.device)
+        place = place.flatten(1)  # [B, A * S]
+
+        def taken(values: Tensor) -> Tensor:
+            return values.reshape(shape).gather(1, place)
+
+        filling = ~active.gather(1, kept).repeat_interleave(self.size, 1)
+        logits = self.model(
+            taken(tokens),
+            t=taken(t[:, None].expand(tokens.shape)).float(),
+            segments=torch.zeros_like(place).masked_fill(filling, HIDDEN),
+            positions=place,
+            where=taken(where) & ~filling,
+            attend=NoisyBlocks(self.size),
+            past=self.read,
+        ).logits
+        logits = without_mask(logits, self.mask_id)
+        if begins:
+            self.first.update(where=where, logits=logits)
+        return logits
+
+    def given(self, left: Tensor | None = None, right: Tensor | None = None) -> "_BlocksAtOnce":
+        raise ConfigError("blocks at once have their text already")
+
+
+@dataclass(frozen=True)
+class Following:
+    """A rule whose tokens are the true ones, remembering how probable they were."""
+
+    step: Step
+
+    @property
+    def exact(self) -> bool:
+        return self.step.exact
+
+    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        return self.step.wanted(canvas, t, s, rng)
+
+    def __call__(
+        self,
+        canvas: Canvas,
+        where: Tensor,
+        logits: Tensor,
+        sharp: Sharp,
+        t: Tensor,
+        s: Tensor,
+        rng: Rng,
+    ) -> Canvas:
+        after = self.step(canvas, where, logits, sharp, t, s, rng)
+        decided = canvas.noisy & ~after.noisy
+        own, truth = logits[decided[where]].double(), canvas.memory["truth"][decided]
+        nll = own.logsumexp(-1) - own.gather(-1, truth[:, None])[:, 0]
+        nats = torch.where(decided, spread(nll, decided, 0.0), canvas.memory["nats"])
+        return replace(after, memory={**after.memory, "nats": nats})
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """A filter that leaves the true token alone, where something is drawn."""
+
+    sharpens = True
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        truth = canvas.memory["truth"][where][:, None]
+        return torch.full_like(logits, -torch.inf).scatter(-1, truth, 0.0)
+
+
+def _memory(tokens: Tensor) -> dict[str, Tensor]:
+    return {
+        "truth": tokens,
+        "nats": torch.zeros(tokens.shape, dtype=torch.float64).to(tokens.device),
+    }
+
+
+def _check(corruption: Corruption, step: Step) -> None:
+    if not corruption.absorbing:
+        raise ConfigError(
+            "only masked diffusion can be retraced: other noise is revised until the last step"
+        )
+    if not can_retrace(step):
+        raise ConfigError(
+            f"{type(step).__name__} chooses or revises positions by the drawn tokens, so its texts "
+            "have no likelihood; use a rule that decides where before it draws, as Threshold"
+        )

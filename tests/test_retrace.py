@@ -1,0 +1,160 @@
+"""The likelihood of texts under any rule that decides where before it draws."""
+
+import pytest
+import torch
+from tiny_lm import tiny_lm
+from torch.testing import assert_close
+from worlds import MASK, VOCAB, World, batch_of
+
+from sfumato import likelihood
+from sfumato.corruption import Masked, Uniform
+from sfumato.errors import ConfigError, DataError
+from sfumato.generate import blank, generate
+from sfumato.retrace import BlockTexts, retrace
+from sfumato.revising import Wino
+from sfumato.rng import Rng
+from sfumato.schedules import Linear
+from sfumato.steps import (
+    Ancestral,
+    EntropyBound,
+    Factor,
+    FirstHitting,
+    Klass,
+    LeftToRight,
+    LowEntropy,
+    Margin,
+    RandomOrder,
+    Threshold,
+    TopConfidence,
+    TopProbability,
+)
+
+WORLD = World.random(4)
+TEXTS = batch_of(WORLD.texts)
+MASKED = Masked(VOCAB + 1, MASK)
+WRONG = WORLD.denoiser(MASKED, error=1.0)
+KLASS = Klass(Linear(), level=0.35, eps=0.6, patience=1)
+CHOOSERS = [
+    TopProbability(Linear()),
+    Margin(Linear()),
+    LowEntropy(Linear()),
+    LeftToRight(Linear()),
+    Threshold(Linear(), level=0.5),
+    Factor(Linear()),
+    EntropyBound(Linear(), gamma=0.4),
+]
+
+
+def same_draws(rows: int, seed: int = 0) -> Rng:
+    """Every row is decided in the same order."""
+    return Rng(Rng.from_seed(seed).keys.expand(rows))
+
+
+@pytest.mark.parametrize("step", CHOOSERS, ids=repr)
+@pytest.mark.parametrize("around", [{}, {"num_steps": 2, "block": 2}, {"block": 2}], ids=str)
+def test_rules_that_choose_have_their_likelihood_by_decoder(step, around):
+    expected = likelihood.by_decoder(WRONG, MASKED, TEXTS, step, **around)
+    found = retrace(WRONG, MASKED, TEXTS, step, same_draws(len(WORLD.texts)), **around)
+    assert_close(found, expected.nats)
+
+
+@pytest.mark.parametrize("step", [KLASS, Ancestral(MASKED), RandomOrder(Linear())], ids=repr)
+@pytest.mark.parametrize("num_steps", [2, 4])
+def test_likelihoods_sum_to_one_whatever_the_rule_remembers_or_draws(step, num_steps):
+    rng = same_draws(len(WORLD.texts))
+    found = retrace(WRONG, MASKED, TEXTS, step, rng, num_steps=num_steps)
+    assert_close(float(found.neg().exp().sum()), 1.0)
+
+
+def test_klass_writes_texts_as_often_as_their_likelihood_says():
+    expected = retrace(WRONG, MASKED, TEXTS, KLASS, same_draws(len(WORLD.texts)), num_steps=4)
+    count = 20_000
+    rng, empty = Rng.from_seed(1, count), torch.zeros(count, 4, dtype=torch.int64)
+    canvas = blank(MASKED, empty, torch.zeros_like(empty, dtype=torch.bool), rng)
+    *_, page = generate(WRONG, canvas, KLASS, rng, num_steps=4)
+    law = World(WORLD.texts, expected.neg().exp())
+    floor = law.noise_floor(count)
+    assert law.distance(page.tokens) < 1.5 * floor
+    plain = retrace(WRONG, MASKED, TEXTS, CHOOSERS[0], same_draws(81), num_steps=4)
+    assert World(WORLD.texts, plain.neg().exp()).distance(page.tokens) > 3 * floor
+
+
+# --- all blocks at once ---
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "told the time"])
+def blocks(request):
+    return tiny_lm(attention="block_causal", block_size=4, time_conditioned=request.param)
+
+
+def rows_of(lm, count=5, length=16):
+    """Texts of different lengths: where one ends in a block, and blocks after its end."""
+    draw = torch.Generator().manual_seed(3)
+    tokens = torch.randint(4, len(lm.tokenizer), (count, length), generator=draw)
+    batch = batch_of(tokens)
+    batch.trainable[:, 0] = False  # a given opening
+    batch.trainable[1, 9:] = False
+    batch.trainable[2, 4:] = False
+    return batch
+
+
+@pytest.mark.parametrize("step", CHOOSERS, ids=repr)
+@pytest.mark.parametrize("num_steps", [None, 8, 5])
+def test_blocks_at_once_are_blocks_one_by_one(blocks, step, num_steps):
+    batch, corruption = rows_of(blocks), blocks.corruption
+    read = BlockTexts.read(blocks.denoiser, corruption, batch)
+    found = read.retrace(step, Rng.from_seed(0, 5), num_steps=num_steps)
+    around = {"num_steps": num_steps, "block": 4, "lookahead": False}
+    expected = likelihood.by_decoder(blocks.denoiser, corruption, batch, step, **around)
+    assert_close(found, expected.nats, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [KLASS, Ancestral(MASKED)], ids=repr)
+def test_blocks_at_once_remember_and_draw_as_blocks_one_by_one(blocks, step):
+    batch, corruption, rng = rows_of(blocks), blocks.corruption, Rng.from_seed(0, 5)
+    read = BlockTexts.read(blocks.denoiser, corruption, batch)
+    found = read.retrace(step, rng)
+    expected = retrace(blocks.denoiser, corruption, batch, step, rng, block=4, lookahead=False)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_texts_are_read_once_for_all_rules_and_the_first_look_is_shared(blocks):
+    batch, calls = rows_of(blocks), []
+    hook = blocks.model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
+        assert len(calls) == 1
+        one = read.retrace(Factor(Linear(), factor=1e9), Rng.from_seed(0, 5))
+        assert len(calls) == 2
+        again = read.retrace(Threshold(Linear(), level=1e-9), Rng.from_seed(0, 5))
+        assert len(calls) == 2
+    finally:
+        hook.remove()
+    assert_close(one, again)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    "step", [TopConfidence(Linear()), FirstHitting(Linear()), Wino(Linear(), MASK)], ids=repr
+)
+def test_rules_that_look_at_what_was_drawn_are_refused(step):
+    with pytest.raises(ConfigError, match=f"{type(step).__name__} chooses or revises"):
+        retrace(WRONG, MASKED, TEXTS, step, same_draws(81))
+
+
+def test_other_noise_and_packed_rows_are_refused(blocks):
+    uniform = Uniform(VOCAB + 1, MASK)
+    with pytest.raises(ConfigError, match="only masked diffusion can be retraced"):
+        retrace(WRONG, uniform, TEXTS, Ancestral(uniform), same_draws(81))
+    packed = batch_of(WORLD.texts)
+    packed.segments[:, 2:] = 1
+    with pytest.raises(DataError, match="one document each"):
+        retrace(WRONG, MASKED, packed, CHOOSERS[0], same_draws(81))
+    with pytest.raises(DataError, match="one document each"):
+        BlockTexts.read(blocks.denoiser, blocks.corruption, packed)
+    with pytest.raises(DataError, match="not whole blocks of 4"):
+        BlockTexts.read(blocks.denoiser, blocks.corruption, rows_of(blocks, length=14))
+    with pytest.raises(ConfigError, match="models of blocks"):
+        BlockTexts.read(tiny_lm().denoiser, blocks.corruption, TEXTS)
