@@ -28,6 +28,7 @@ from sfumato.steps import (
     TopConfidence,
     TopProbability,
 )
+from sfumato.types import Batch
 
 WORLD = World.random(4)
 TEXTS = batch_of(WORLD.texts)
@@ -99,14 +100,16 @@ def rows_of(lm, count=5, length=16):
 
 
 @pytest.mark.parametrize("step", CHOOSERS, ids=repr)
-@pytest.mark.parametrize("num_steps", [None, 8, 5])
-def test_blocks_at_once_are_blocks_one_by_one(blocks, step, num_steps):
+@pytest.mark.parametrize("each", [None, 3, 2, 1])
+def test_blocks_at_once_are_blocks_one_by_one(blocks, step, each):
     batch, corruption = rows_of(blocks), blocks.corruption
     read = BlockTexts.read(blocks.denoiser, corruption, batch)
-    found = read.retrace(step, Rng.from_seed(0, 5), num_steps=num_steps)
-    around = {"num_steps": num_steps, "block": 4, "lookahead": False}
-    expected = likelihood.by_decoder(blocks.denoiser, corruption, batch, step, **around)
-    assert_close(found, expected.nats, rtol=1e-4, atol=1e-4)
+    found = read.retrace(step, Rng.from_seed(0, 5), steps_each=each)
+    for row, written in enumerate([4, 3, 1, 4, 4]):
+        alone = Batch(*(part[row : row + 1] for part in vars(batch).values()))
+        around = {"num_steps": each and each * written, "block": 4, "lookahead": False}
+        expected = likelihood.by_decoder(blocks.denoiser, corruption, alone, step, **around)
+        assert_close(found[row], expected.nats[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("step", [KLASS, Ancestral(MASKED)], ids=repr)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sfumato.corruption import Corruption
 from sfumato.denoisers import Full, without_mask
 from sfumato.errors import ConfigError, DataError
-from sfumato.generate import blank, denoise, generate, one_each, shared_times
+from sfumato.generate import blank, denoise, even_times, generate, one_each
 from sfumato.models.attend import HIDDEN, BlockCausal, NoisyBlocks
 from sfumato.models.cache import KeyValues
 from sfumato.rng import Rng
@@ -97,30 +97,26 @@ class BlockTexts:
         return cls(own, corruption, batch)
 
     @torch.no_grad()
-    def retrace(self, step: Step, rng: Rng, *, num_steps: int | None = None) -> Tensor:
-        """Nats [B] under the decoder `generate_blocks` is; rng has one key a row."""
+    def retrace(self, step: Step, rng: Rng, *, steps_each: int | None = None) -> Tensor:
+        """Nats [B] under the decoder `generate_blocks` is; rng has one key a row.
+
+        `steps_each`: of every block (None: one for every noisy position).
+        """
         _check(self.corruption, step)
         size, rows = self.denoiser.size, self.denoiser.rows
         tokens = self.batch.tokens.view(-1, size)
         noisy = self.batch.trainable.reshape(-1, size)
-        number = torch.arange(len(tokens), device=tokens.device)
-        number = number.remainder(len(tokens) // rows)  # of the block in its row
-        own = rng.select(torch.arange(len(tokens), device=tokens.device) // (len(tokens) // rows))
+        place = torch.arange(len(tokens), device=tokens.device)
+        blocks = len(tokens) // rows
+        own = rng.select(place // blocks)
         page = blank(self.corruption, tokens, ~noisy, own)
-        if num_steps is None:
-            times = one_each(noisy)
-        else:
-            written = noisy.any(1).view(rows, -1)
-            shares = [shared_times(num_steps, written, n) for n in range(written.shape[1])]
-            width = max(share.shape[1] for share in shares)
-            each = [torch.nn.functional.pad(s, (0, width - s.shape[1])) for s in shares]
-            times = torch.stack(each, 1).flatten(0, 1)
+        times = one_each(noisy) if steps_each is None else even_times(steps_each)
         pages = denoise(
             self.denoiser,
             replace(page, memory=_memory(tokens)),
             Following(step),
             times,
-            own.fold(number),
+            own.fold(place % blocks),
             filters=(_Truth(),),
         )
         return deque(pages, maxlen=1)[0].memory["nats"].view(rows, -1).sum(1)
