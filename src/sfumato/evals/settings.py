@@ -157,7 +157,7 @@ def _family(lm: DiffusionLM, text: str, block: int | None, wanted: Wanted, canva
     else:
         count = -(-canvas // size)
         each = [round(share * size) for share in SHARES]
-        numbers = wanted.num_steps or sorted({n * count for n in each if 0 < n}, reverse=True)
+        numbers = wanted.num_steps or sorted({n * count for n in each if n > 0}, reverse=True)
         for number in numbers:
             if number % count:
                 raise ConfigError(
@@ -170,7 +170,7 @@ def _family(lm: DiffusionLM, text: str, block: int | None, wanted: Wanted, canva
 
 
 def _rule_and_values(text: str) -> tuple[str, Sequence[float]]:
-    """"threshold=0.9,0.7" -> ("threshold", (0.9, 0.7))."""
+    """ "threshold=0.9,0.7" -> ("threshold", (0.9, 0.7))."""
     rule, equals, listed = text.partition("=")
     if rule not in STEPS:
         raise ConfigError(f"unknown step '{rule}'{near(rule, STEPS)}")

@@ -57,7 +57,7 @@ class Pace:
 
 
 def lap(lm: DiffusionLM, *, filters: Sequence[Filter] = (), **changes: Any) -> Lap:
-    """Write one text and stop the time; the end of a text is one of its tokens."""
+    """Write one text and stop the time."""
     count = 0
 
     def add(*_: object) -> None:
@@ -71,7 +71,7 @@ def lap(lm: DiffusionLM, *, filters: Sequence[Filter] = (), **changes: Any) -> L
         seconds = time.perf_counter() - begin
     finally:
         hook.remove()
-    return Lap(made.texts[0], len(made.tokens[0]) + 1, count, seconds)
+    return Lap(made.texts[0], len(made.tokens[0]), count, seconds)
 
 
 def autoregressive_twin(lm: DiffusionLM) -> DiffusionLM:
