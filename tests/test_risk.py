@@ -122,10 +122,13 @@ def test_betting_knows_nothing_of_what_comes_later():
 
 def test_too_few_texts_are_known_before():
     for delta in (0.1, 0.02):
-        need = texts_needed(0.1, delta)
-        assert float(hoeffding_bentkus(torch.zeros(need), 0.1)) <= delta
-        for test in TESTS.values():
+        for name, test in TESTS.items():
+            need = texts_needed(0.1, delta, name)
+            assert float(test(torch.zeros(need), 0.1)) <= delta
             assert float(test(torch.zeros(need - 1), 0.1)) > delta
+        # (1 - limit) ** texts is the chance that coins of the limit never lose
+        by_hand = math.ceil(math.log(delta) / math.log(0.9))
+        assert texts_needed(0.1, delta, "hoeffding_bentkus") == by_hand
 
 
 def test_bad_losses_and_limits_are_refused():

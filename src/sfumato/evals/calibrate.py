@@ -24,7 +24,7 @@ from sfumato.evals.pieces import Piece, draw_pieces, score
 from sfumato.evals.record import record, write
 from sfumato.evals.risk import TESTS, safe, texts_needed
 from sfumato.evals.settings import Grid, Setting, Wanted
-from sfumato.evals.speed import Pace, autoregressive_lap, autoregressive_twin, lap
+from sfumato.evals.speed import Pace, autoregressive_lap, lap
 from sfumato.evals.text import distinct_n, entropy, words
 from sfumato.folders import find_folder
 from sfumato.likelihood import Estimate
@@ -87,7 +87,7 @@ def calibrate(
     scored = [family for family in grid.families if family.scored]
     delta = (1 - options.confidence) / max(1, len(scored))
     pieces, name = draw_pieces(lm, grid, data, options.rows, options.seed)
-    need = texts_needed(1 / SPAN, delta)
+    need = texts_needed(1 / SPAN, delta, options.test)
     if scored and len(pieces) < need:
         raise ConfigError(
             f"{len(pieces)} texts certify nothing at a confidence of {options.confidence:g} over "
@@ -212,7 +212,7 @@ def _paces(
     """How fast each setting writes, in turns so that they share what else the machine does; and
     the same network, were it autoregressive."""
     laps: list[list[Any]] = [[] for _ in settings]
-    twin, own = autoregressive_twin(lm), []
+    own = []
     clock = Remaining("writing", options.num_texts * (1 + len(settings)), progress)
     lap(lm, **settings[0].changes(), seed=options.seed)  # what the first text alone has to wait for
     for seed in range(options.seed, options.seed + options.num_texts):
@@ -220,7 +220,7 @@ def _paces(
             laps[number].append(lap(lm, **setting.changes(), seed=seed))
             clock.advance()
         written = sum(one.tokens for one in laps[0]) // len(laps[0])
-        own.append(autoregressive_lap(twin, max(1, written), seed))
+        own.append(autoregressive_lap(lm, max(1, written), seed))
         clock.advance()
     return [Pace(tuple(each)) for each in laps], Pace(tuple(own))
 

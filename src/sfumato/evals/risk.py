@@ -54,11 +54,12 @@ def betting(losses: Tensor, limit: float) -> Tensor:
     losses = losses.double()
     number = losses.shape[-1]
     seen = torch.arange(1, number + 1, dtype=torch.float64, device=losses.device)
-    mean = (0.5 + losses.cumsum(-1)) / (1 + seen)
-    variance = (0.25 + (losses - mean).square().cumsum(-1)) / (1 + seen)
-    before = torch.full_like(losses[..., :1], 0.25)
-    variance = torch.cat((before, variance[..., :-1]), -1)  # of what was seen before each loss
-    guess = torch.cat((torch.full_like(before, 0.5), mean[..., :-1]), -1)
+    hope = limit / 2  # of the mean and the deviation, before anything is seen
+    mean = (hope + losses.cumsum(-1)) / (1 + seen)
+    variance = (hope**2 + (losses - mean).square().cumsum(-1)) / (1 + seen)
+    first = torch.full_like(losses[..., :1], hope)
+    guess = torch.cat((first, mean[..., :-1]), -1)  # from what was seen before each loss
+    variance = torch.cat((first.square(), variance[..., :-1]), -1)
     # the stake that would have grown fastest, within what cannot ruin: Kelly's, to second order
     edge = (limit - guess).clamp_min(0)
     stake = (edge / (variance + edge.square())).clamp_max(_BOLD / (1 - limit))
@@ -86,9 +87,12 @@ def fixed_sequence(p_values: Sequence[float], delta: float) -> int:
     return len(p_values)
 
 
-def texts_needed(limit: float, delta: float) -> int:
-    """Fewer texts than this certify nothing by either test, even if none of them loses anything."""
-    return math.ceil(math.log(delta) / math.log1p(-limit) - 1e-9)
+def texts_needed(limit: float, delta: float, test: str) -> int:
+    """Fewer texts than this certify nothing, even if none of them loses anything."""
+    number = 1
+    while float(TESTS[test](torch.zeros(number), limit)) > delta:
+        number += 1
+    return number
 
 
 def safe(

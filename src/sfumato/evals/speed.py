@@ -1,16 +1,17 @@
 """How fast a model writes on this machine: tokens a forward pass, tokens a second."""
 
-import copy
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from sfumato.filters import Suppress
-from sfumato.models.attend import Causal
+import torch
+
+from sfumato.logits import draw_tokens, most_likely
 from sfumato.pipeline import DiffusionLM
-from sfumato.types import Filter
+from sfumato.readers import Cached as Reader
+from sfumato.rng import Rng
+from sfumato.types import Canvas
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,6 @@ class Pace:
     def seconds_per_forward(self) -> float:
         return median(lap.seconds / lap.forwards for lap in self.laps)
 
-    @property
-    def mean_tokens(self) -> float:
-        return sum(lap.tokens for lap in self.laps) / len(self.laps)
-
     def as_dict(self) -> dict[str, Any]:
         """The numbers, and of every lap what they are made from."""
         return {
@@ -56,7 +53,7 @@ class Pace:
         }
 
 
-def lap(lm: DiffusionLM, *, filters: Sequence[Filter] = (), **changes: Any) -> Lap:
+def lap(lm: DiffusionLM, **changes: Any) -> Lap:
     """Write one text and stop the time."""
     count = 0
 
@@ -67,30 +64,35 @@ def lap(lm: DiffusionLM, *, filters: Sequence[Filter] = (), **changes: Any) -> L
     hook = lm.model.register_forward_hook(add)
     try:
         begin = time.perf_counter()
-        made = lm.generate(filters=filters, **changes)
+        made = lm.generate(**changes)
         seconds = time.perf_counter() - begin
     finally:
         hook.remove()
     return Lap(made.texts[0], len(made.tokens[0]), count, seconds)
 
 
-def autoregressive_twin(lm: DiffusionLM) -> DiffusionLM:
-    """The same weights read causally: one position a pass, each read once, cached exactly.
+@torch.no_grad()
+def autoregressive_lap(lm: DiffusionLM, length: int, seed: int) -> Lap:
+    """`length` tokens by the same weights read causally: each read once, one position a pass.
 
-    Its texts mean nothing, as the weights were trained for another way of reading; its pace is that
-    of the same network trained autoregressively.
+    The text means nothing, as the weights were trained for another way of reading; the pace is
+    that of the same network trained autoregressively, with an exact cache.
     """
-    model = copy.copy(lm.model)  # shares all weights
-    model.config = copy.deepcopy(lm.model.config)
-    model.config.objective, model.config.attention = "next_token", "causal"
-    model.config.block_size = None
-    model.attend = Causal()
-    options = replace(lm.options, step=None, step_options={}, num_steps=None, block=None)
-    return DiffusionLM(model, lm.tokenizer, options)
-
-
-def autoregressive_lap(twin: DiffusionLM, length: int, seed: int) -> Lap:
-    """`length` tokens, one pass each; what would end the text is suppressed."""
-    endless = (Suppress(tuple(twin.reader.ends)),)
-    made = lap(twin, length=length, seed=seed, filters=endless)
-    return replace(made, tokens=length)
+    options, device = lm.options, lm.device
+    one = torch.ones(1, 1, dtype=torch.bool, device=device)
+    token = torch.full((1, 1), lm.special.mask, device=device)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    filters = options.filters(tuple(sorted(lm.never | lm.reader.ends)))
+    greedy = any(getattr(change, "greedy", False) for change in filters)
+    rng, written = Rng.from_seed(seed, device=device), []
+    begin = time.perf_counter()
+    reader = Reader(lm.model, lm.special.mask, 1).begin(token, zero)
+    for place in range(length):
+        logits, reader = reader.advance(token, torch.zeros_like(one).float(), one, one[0])
+        for change in filters:
+            logits = change(logits, Canvas(token, one, ~one), one)
+        drawn = most_likely(logits) if greedy else draw_tokens(logits, rng.fold(place).uniform())
+        token = drawn[None]
+        written.append(int(drawn))
+    seconds = time.perf_counter() - begin
+    return Lap(lm.reader.decode(written), length, length, seconds)
