@@ -163,3 +163,32 @@ def test_other_noise_and_packed_rows_are_refused(blocks):
         BlockTexts.read(blocks.denoiser, blocks.corruption, rows_of(blocks, length=14))
     with pytest.raises(ConfigError, match="models of blocks"):
         BlockTexts.read(tiny_lm().denoiser, blocks.corruption, TEXTS)
+
+
+def law_of_threshold(level: float) -> torch.Tensor:
+    """P(text) of every text, by walking all that the decoder may do: [S]."""
+    perfect = WORLD.denoiser(MASKED)
+    chances = torch.zeros(len(WORLD.texts), dtype=torch.float64)
+    for number, text in enumerate(WORLD.texts):
+        page, chance = torch.full_like(text, MASK), 1.0
+        while bool((page == MASK).any()):
+            probs = perfect(page[None], torch.zeros(1))[0].softmax(-1)
+            sure = probs.amax(-1).masked_fill(page != MASK, -1)
+            chosen = (sure >= level) | (torch.arange(len(text)) == int(sure.argmax()))
+            for place in (chosen & (page == MASK)).nonzero()[:, 0].tolist():
+                chance *= float(probs[place, text[place]])
+            page = torch.where(chosen & (page == MASK), text, page)
+        chances[number] = chance
+    return chances
+
+
+@pytest.mark.parametrize("level", [0.4, 0.55, 0.9])
+def test_what_a_threshold_loses_on_a_law_is_its_divergence_from_the_law(level):
+    perfect, rng = WORLD.denoiser(MASKED), same_draws(len(WORLD.texts))
+    one_each = retrace(perfect, MASKED, TEXTS, TopProbability(Linear()), rng)
+    bold = retrace(perfect, MASKED, TEXTS, Threshold(Linear(), level=level), rng)
+    law = law_of_threshold(level)
+    assert_close(float(law.sum()), 1.0)
+    divergence = float((WORLD.law * (WORLD.law / law).log()).sum())
+    assert float((WORLD.law * (bold - one_each)).sum()) == pytest.approx(divergence, abs=1e-6)
+    assert (divergence > 0.01) == (level < 0.9)

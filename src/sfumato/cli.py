@@ -363,7 +363,7 @@ def calibrate(
     if as_json:
         typer.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return
-    show(made, _console())
+    show(made, _console(width=None if sys.stdout.isatty() else 120))  # whole lines in a file
     done = f"{folder} decodes so from now on" if chosen else f"{folder}: nothing is changed"
     typer.echo(f"{done}; the record is in {folder / RECORD}")
 
