@@ -80,6 +80,7 @@ def test_a_model_of_full_attention_is_compared_in_several_sizes_of_block():
         ({"step": ("factor", "factor")}, "names something twice"),
         ({"num_steps": (0,)}, "at least 1"),
         ({"num_steps": (20,), "step": ("margin",)}, "does not share out evenly over 6 blocks"),
+        ({"reference": "threshold"}, "reference must be one of probability, margin"),
         ({"block": (8,)}, "trained on blocks of 4 tokens, got"),
     ],
 )
@@ -305,6 +306,18 @@ def test_the_excess_and_the_risk_are_what_they_are_called(known):
     clipped = [min(max(x, 0), 0.5) for x in each]
     assert row["risk"] == pytest.approx(sum(clipped) / 25, rel=1e-4)
     assert row["clipped"] == pytest.approx(sum(x >= 0.5 for x in each) / 25)
+
+
+def test_another_reference_is_measured_against(known):
+    lm, folder, path = known
+    wanted = {"step": ("threshold=0.5",), "block": (8,)}
+    usual = made_by(lm, folder, path, **wanted)["results"]
+    strict = made_by(lm, folder, path, **wanted, reference="left_to_right")["results"]
+    assert strict["in_order"] == strict["reference"] == 0
+    assert strict["settings"][0]["name"] == "left_to_right block=8"
+    gap = usual["settings"][usual["in_order"]]["excess"]["value"]
+    one, other = (run["settings"][-1]["excess"]["value"] for run in (usual, strict))
+    assert other == pytest.approx(one - gap, abs=1e-9)
 
 
 def test_where_nothing_is_certified_nothing_is_chosen(text, blocks, tmp_path):

@@ -10,7 +10,7 @@ from sfumato import likelihood
 from sfumato.corruption import Masked, Uniform
 from sfumato.errors import ConfigError, DataError
 from sfumato.generate import blank, generate
-from sfumato.retrace import BlockTexts, retrace
+from sfumato.retrace import BlockTexts, Remembered, retrace
 from sfumato.revising import Wino
 from sfumato.rng import Rng
 from sfumato.schedules import Linear
@@ -123,7 +123,7 @@ def test_blocks_at_once_remember_and_draw_as_blocks_one_by_one(blocks, step):
     assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_texts_are_read_once_for_all_rules_and_the_first_look_is_shared(blocks):
+def test_texts_are_read_once_and_every_state_is_asked_about_once(blocks):
     batch, calls = rows_of(blocks), []
     hook = blocks.model.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -133,9 +133,42 @@ def test_texts_are_read_once_for_all_rules_and_the_first_look_is_shared(blocks):
         assert len(calls) == 2
         again = read.retrace(Threshold(Linear(), level=1e-9), Rng.from_seed(0, 5))
         assert len(calls) == 2
+        slow = read.retrace(TopProbability(Linear()), Rng.from_seed(0, 5))
+        assert len(calls) == 5
+        same = read.retrace(Threshold(Linear(), level=1.0), Rng.from_seed(0, 5))
+        assert len(calls) == 5
     finally:
         hook.remove()
     assert_close(one, again)
+    assert_close(slow, same)
+    told_time = blocks.model.config.time_conditioned
+    times = {key[2] for key in read.denoiser.seen}
+    assert (len(times) > 4) == told_time  # 1, 3/4, 1/2, 1/4; 2/3, 1/3 where 3 are noisy
+
+
+def test_what_is_remembered_is_bounded_and_changes_nothing(blocks, monkeypatch):
+    batch = rows_of(blocks)
+    read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
+    free = [read.retrace(step, Rng.from_seed(0, 5)) for step in CHOOSERS]
+    monkeypatch.setattr("sfumato.retrace.ROOM", 40 * len(blocks.tokenizer))
+    read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
+    tight = [read.retrace(step, Rng.from_seed(0, 5)) for step in CHOOSERS]
+    assert_close(tight, free, rtol=1e-5, atol=1e-5)
+    assert sum(len(one) for one in read.denoiser.seen.values()) < 150
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_remembering_changes_nothing_for_full_attention(lookahead):
+    lm = tiny_lm()
+    lm.model.norm.weight.data.mul_(8)
+    batch, rng = rows_of(lm), Rng.from_seed(0, 5)
+    kept = Remembered.of(lm.denoiser)
+    for step in CHOOSERS:
+        for block in (4, 8):
+            around = {"block": block, "lookahead": lookahead}
+            found = retrace(kept, lm.corruption, batch, step, rng, **around)
+            expected = retrace(lm.denoiser, lm.corruption, batch, step, rng, **around)
+            assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 # --- what is refused ---

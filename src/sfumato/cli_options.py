@@ -256,7 +256,7 @@ class Calibrating:
         list[str] | None,
         typer.Option(
             help="Rule, or a rule with values from safe to bold: threshold=0.9,0.7. Repeatable.",
-            show_default="threshold, factor, entropy_bound, klass, probability",
+            show_default="threshold, factor, entropy_bound, probability",
         ),
     ] = None
     num_steps: Annotated[
@@ -269,6 +269,9 @@ class Calibrating:
         list[int] | None,
         typer.Option(help="Block sizes, repeatable.", show_default="the model's, or 8, 16, 32"),
     ] = None
+    reference: Annotated[
+        str, typer.Option(help="One token a pass by probability, margin, entropy or left_to_right.")
+    ] = "probability"
     test: Annotated[str, typer.Option(help="betting or hoeffding_bentkus.")] = "betting"
     judge: Annotated[
         str | None, typer.Option(help="Causal model that judges written texts, by path.")

@@ -23,6 +23,8 @@ from sfumato.rng import Rng
 from sfumato.steps import Ancestral, Chooser, Klass, RandomOrder, spread
 from sfumato.types import Batch, Canvas, Denoiser, Sharp, Step
 
+ROOM = 2**27  # logits that are remembered, at most: 0.5 GB
+
 
 def can_retrace(step: Step) -> bool:
     """Whether a rule decides where, and only then draws what: else no text has a likelihood."""
@@ -67,7 +69,8 @@ def retrace(
 class BlockTexts:
     """Texts that a model of blocks has read, for `retrace`: of any number of rules, read once."""
 
-    denoiser: "_BlocksAtOnce"
+    own: "_BlocksAtOnce"
+    denoiser: "Remembered"
     corruption: Corruption
     batch: Batch  # one document a row, from its first token
 
@@ -93,8 +96,8 @@ class BlockTexts:
             attend=BlockCausal(size),
         ).key_values
         rows = len(batch.tokens)
-        own = _BlocksAtOnce(denoiser.model, denoiser.mask_id, size, rows, read, {})
-        return cls(own, corruption, batch)
+        own = _BlocksAtOnce(denoiser.model, denoiser.mask_id, size, rows, read)
+        return cls(own, Remembered.of(own), corruption, batch)
 
     @torch.no_grad()
     def retrace(self, step: Step, rng: Rng, *, steps_each: int | None = None) -> Tensor:
@@ -103,7 +106,7 @@ class BlockTexts:
         `steps_each`: of every block (None: one for every noisy position).
         """
         _check(self.corruption, step)
-        size, rows = self.denoiser.size, self.denoiser.rows
+        size, rows = self.own.size, self.own.rows
         tokens = self.batch.tokens.view(-1, size)
         noisy = self.batch.trainable.reshape(-1, size)
         place = torch.arange(len(tokens), device=tokens.device)
@@ -124,17 +127,13 @@ class BlockTexts:
 
 @dataclass(frozen=True)
 class _BlocksAtOnce:
-    """A denoiser of B * K blocks, each seeing the clean text before it; finished ones cost nothing.
-
-    What it says of wholly noisy blocks is remembered: every rule begins with them.
-    """
+    """A denoiser of B * K blocks that see clean text before them; finished ones cost nothing."""
 
     model: nn.Module
     mask_id: int
     size: int
     rows: int
     read: KeyValues
-    first: dict[str, Tensor]
 
     def __call__(
         self,
@@ -145,9 +144,6 @@ class _BlocksAtOnce:
         segments: Tensor | None = None,
     ) -> Tensor:
         assert where is not None, "the loop always says where"
-        begins = bool((t == 1).all())
-        if begins and "where" in self.first and bool((self.first["where"] | ~where).all()):
-            return self.first["logits"][where[self.first["where"]]]
         shape = (self.rows, -1)
         active = where.any(1).view(shape)  # [B, K]
         kept = active.long().argsort(dim=1, descending=True, stable=True)
@@ -168,13 +164,65 @@ class _BlocksAtOnce:
             attend=NoisyBlocks(self.size),
             past=self.read,
         ).logits
-        logits = without_mask(logits, self.mask_id)
-        if begins:
-            self.first.update(where=where, logits=logits)
-        return logits
+        return without_mask(logits, self.mask_id)
 
     def given(self, left: Tensor | None = None, right: Tensor | None = None) -> "_BlocksAtOnce":
         raise ConfigError("blocks at once have their text already")
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A denoiser that is asked once about each state of a row: rules meet in many of them.
+
+    For one set of texts, whose rows stay where they are; the text around the tokens is told apart
+    by its length alone.
+    """
+
+    denoiser: Denoiser
+    told_time: bool  # the network is, so that the same tokens at another time are another state
+    seen: dict[tuple[object, ...], Tensor]  # logits [n, V] of a row
+    around: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, denoiser: "Full | _BlocksAtOnce") -> "Remembered":
+        """Nothing is known yet."""
+        return cls(denoiser, denoiser.model.config.time_conditioned, {})  # type: ignore[union-attr]
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        t: Tensor,
+        where: Tensor | None = None,
+        *,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        assert where is not None, "the loop always says where"
+        rows = where.any(1).nonzero()[:, 0].tolist()
+        times = t.tolist() if self.told_time else [0.0] * len(tokens)
+        states, wanted = tokens.cpu().numpy(), where.cpu().numpy()
+        keys: list[tuple[object, ...]] = [
+            (self.around, row, times[row], states[row].tobytes(), wanted[row].tobytes())
+            for row in rows
+        ]
+        new = [n for n, key in enumerate(keys) if key not in self.seen]
+        if new:
+            fresh = torch.zeros_like(where)
+            index = torch.tensor([rows[n] for n in new], device=where.device)
+            fresh[index] = where[index]
+            logits = self.denoiser(tokens, t, fresh)
+            known = sum(one.numel() for one in self.seen.values())
+            if known + logits.numel() > ROOM:
+                kept = {key: self.seen[key] for key in keys if key in self.seen}
+                self.seen.clear()
+                self.seen.update(kept)
+            parts = logits.split(fresh[index].sum(1).tolist())
+            self.seen.update(zip((keys[n] for n in new), parts, strict=True))
+        return torch.cat([self.seen[key] for key in keys])
+
+    def given(self, left: Tensor | None = None, right: Tensor | None = None) -> "Remembered":
+        widths = (0 if text is None else text.shape[1] for text in (left, right))
+        around = tuple(a + b for a, b in zip(self.around, widths, strict=True))
+        return replace(self, denoiser=self.denoiser.given(left, right), around=around)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from sfumato.likelihood import Estimate
 from sfumato.pipeline import DiffusionLM
 from sfumato.retrace import can_retrace
 
-BATCH = 8  # texts read together
+BATCH = 4  # texts read together; what is said of all their states is kept
 SPAN = 10  # a text counts for no more than so many times the tolerance
 
 Progress = Callable[[str], None]
@@ -48,6 +48,7 @@ class CalibrateOptions:
     step: tuple[str, ...] = ()  # these as in `Wanted`
     num_steps: tuple[int, ...] = ()
     block: tuple[int, ...] = ()
+    reference: str = "probability"
     test: str = "betting"
     judge: str | None = None  # a causal language model by path
     seed: int = 0
@@ -65,7 +66,7 @@ class CalibrateOptions:
         self.wanted()  # its own checks
 
     def wanted(self) -> Wanted:
-        return Wanted(self.step, self.num_steps, self.block)
+        return Wanted(self.step, self.num_steps, self.block, self.reference)
 
 
 def calibrate(
@@ -100,7 +101,7 @@ def calibrate(
         models["judge"] = options.judge
         judge = Judge.load(options.judge, device=lm.device)
     own = _own(lm, grid)
-    ends = [grid.reference, grid.in_order, *own]
+    ends = [grid.reference, *([grid.in_order] if grid.in_order != grid.reference else []), *own]
     settings = [*ends, *(setting for family in grid.families for setting in family.settings)]
     can = [True] * len(ends) + [f.scored for f in grid.families for _ in f.settings]
     readable = [setting for setting, yes in zip(settings, can, strict=True) if yes]
@@ -124,7 +125,7 @@ def calibrate(
             "families": len(grid.families),
             "delta_each": delta,
             "reference": 0,  # places among the settings
-            "in_order": 1,
+            "in_order": ends.index(grid.in_order),
             **({"own": len(ends) - 1} if own else {}),
             "settings": rows,
             "autoregression": twin.as_dict(),

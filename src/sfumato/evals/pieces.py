@@ -22,7 +22,7 @@ from sfumato.errors import DataError
 from sfumato.evals.settings import Grid, Setting
 from sfumato.pages import template
 from sfumato.pipeline import DiffusionLM
-from sfumato.retrace import BlockTexts, retrace
+from sfumato.retrace import BlockTexts, Remembered, retrace
 from sfumato.rng import Rng
 from sfumato.types import Batch
 
@@ -143,7 +143,7 @@ def score(
             rule = setting.applied(lm.options).rule(lm.corruption)
             yield read.retrace(rule, rng, steps_each=grid.steps_each(lm, setting))
         return
-    denoiser, lookahead = lm.denoiser, lm.options.lookahead
+    denoiser, lookahead = Remembered.of(lm.denoiser), lm.options.lookahead
     if lookahead and stop < grid.canvas:
         rest = tokens.new_full((len(pieces), grid.canvas - stop), lm.special.mask)
         denoiser = denoiser.given(right=rest.to(lm.device))

@@ -11,14 +11,15 @@ from sfumato.retrace import can_retrace
 
 # of each rule that decides as many positions as it dares: its option, from the safest value on
 LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "threshold": ("level", (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4)),
-    "factor": ("factor", (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)),
-    "entropy_bound": ("gamma", (0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)),
-    "klass": ("level", (0.95, 0.9, 0.8, 0.7, 0.6)),
+    "threshold": ("level", (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
+    "factor": ("factor", (0.1, 0.2, 0.4, 0.7, 1.0, 1.5)),
+    "entropy_bound": ("gamma", (0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)),
+    "klass": ("level", (0.9, 0.8, 0.7, 0.6)),
     "wino": ("draft", (0.95, 0.9, 0.8, 0.7, 0.6)),
 }
 SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)  # of others: steps for each position of a block
-RULES = ("threshold", "factor", "entropy_bound", "klass", "probability")  # unless others are named
+RULES = ("threshold", "factor", "entropy_bound", "probability")  # unless others are named
+REFERENCES = ("probability", "margin", "entropy", "left_to_right")  # one token a pass
 BLOCKS = (8, 16, 32)  # of a model of full attention, unless others are named
 
 
@@ -63,8 +64,13 @@ class Wanted:
     step: tuple[str, ...] = ()  # rules, or a rule with values for its option: threshold=0.9,0.7
     num_steps: tuple[int, ...] = ()  # of rules without one, from the most
     block: tuple[int, ...] = ()
+    reference: str = "probability"
 
     def __post_init__(self):
+        if self.reference not in REFERENCES:
+            raise ConfigError(
+                f"the reference must be one of {', '.join(REFERENCES)}, got '{self.reference}'"
+            )
         for text in self.step:
             _rule_and_values(text)
         if any(number < 1 for number in (*self.num_steps, *self.block)):
@@ -78,7 +84,7 @@ class Wanted:
 class Grid:
     """All that is compared."""
 
-    reference: Setting  # one token a pass, the surest first: what quality is measured against
+    reference: Setting  # one token a pass: what quality is measured against
     in_order: Setting  # one token a pass, from left to right
     families: tuple[Family, ...]
     window: int  # positions that hold whole blocks of every size
@@ -112,7 +118,7 @@ class Grid:
             for text in wanted.step or RULES
         ]
         return cls(
-            Setting("probability", block=own),
+            Setting(wanted.reference, block=own),
             Setting("left_to_right", block=own),
             tuple(families),
             window,
