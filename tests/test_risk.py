@@ -139,3 +139,13 @@ def test_bad_losses_and_limits_are_refused():
             test(torch.zeros(0), 0.1)
         with pytest.raises(ConfigError, match="clip them"):
             test(torch.tensor([0.5, 1.5]), 0.1)
+
+
+@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize("limit", [0.1, 0.3, 0.6])
+def test_p_values_keep_their_promise_over_all_that_coins_may_do(test, limit):
+    """Exactly: every sequence of 12 coins whose mean is the limit, weighed by its chance."""
+    coins = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 12).double()
+    chance = (coins * limit + (1 - coins) * (1 - limit)).prod(-1)
+    p, order = TESTS[test](coins, limit).sort()
+    assert bool((chance[order].cumsum(0)[:-1] <= p[1:] + 1e-9).all())
