@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,10 +15,12 @@ from small_runs import prepare_words
 from tiny_lm import SENTENCES
 
 from sfumato.cli import main
-from sfumato.cli_options import Measuring, Writing
+from sfumato.cli_options import Calibrating, Measuring, Writing
 from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import load_tokenizer
+from sfumato.evals.calibrate import CalibrateOptions
 from sfumato.evals.evaluate import EvaluateOptions
+from sfumato.evals.speed import lap
 from sfumato.options import GenerationOptions
 from sfumato.pages import NOISE
 
@@ -298,6 +300,7 @@ def test_every_option_of_writing_is_one_of_the_library():
     assert {f.name: f.default for f in fields(Measuring)} == {
         f.name: f.default for f in fields(EvaluateOptions)
     }
+    assert CalibrateOptions(**Calibrating().options()) == CalibrateOptions()
 
 
 @pytest.mark.parametrize(
@@ -463,6 +466,73 @@ def test_a_place_that_cannot_be_written_loses_no_result(run, folder, text, tmp_p
     assert code == 1
     assert out.startswith("likelihood")
     assert err == f"error: {tmp_path / 'file'}: File exists\n"
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """Every pass takes as long as any other, whatever else the machine does."""
+
+    def steadily(lm, **changes):
+        one = lap(lm, **changes)
+        return replace(one, seconds=one.forwards / 100)
+
+    monkeypatch.setattr("sfumato.evals.calibrate.lap", steadily)
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_model_is_calibrated_and_writes_so_from_then_on(run, taught_lm, tmp_path):
+    taught_lm.save(tmp_path / "model")
+    data, config = tmp_path / "text.txt", tmp_path / "model" / "generation_config.json"
+    data.write_text("\n".join(SENTENCES * 8))
+    words = ("calibrate", tmp_path / "model", data, "--separator", "\\n", "--rows", 25)
+    words = (*words, "--num-texts", 1, "--block", 8)
+    before = config.read_text()
+    # one step for all of a block loses far more than this
+    strict = ("--step", "probability", "--num-steps", 3, "--tolerance", 1e-9)
+    code, out, _ = run(*words, *strict, "--no-plot")
+    assert code == 0
+    assert "nothing is certified" in out
+    assert config.read_text() == before
+    code, out, err = run(*words, "--step", "threshold=0.9,0.3", "--tolerance", 1)
+    assert (code, err) == (0, "")
+    assert "threshold level=0.3 block=8" in out
+    assert f"{tmp_path / 'model'} decodes so from now on" in out
+    record = json.loads((tmp_path / "model" / "calibration.json").read_text())
+    chosen = record["results"]["settings"][record["results"]["chosen"]]["setting"]
+    assert chosen["step"] == "threshold"
+    picture = (tmp_path / "model" / "calibration.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    made = json.loads(run("generate", "-m", tmp_path / "model", "--json")[1])
+    assert made["options"]["step_options"] == chosen["step_options"]
+    assert made["options"]["block"] == 8
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_copy_is_calibrated_where_the_model_is_another_s(run, folder, tmp_path):
+    data = tmp_path / "text.txt"
+    data.write_text("\n".join(SENTENCES * 8))
+    before = sorted(os.listdir(folder))
+    words = ("calibrate", folder, data, "--separator", "\\n", "--rows", 32, "--num-texts", 1)
+    words = (*words, "--block", 8, "--step", "threshold=0.9", "--tolerance", 1, "--json")
+    code, out, _ = run(*words, "--out", tmp_path / "copy")
+    assert code == 0
+    assert json.loads(out)["results"]["chosen"] is not None
+    assert sorted(os.listdir(folder)) == before
+    made = json.loads(run("generate", "-m", tmp_path / "copy", "--json")[1])
+    assert made["options"]["step"] == "threshold"
+    refused(run(*words, "--out", tmp_path / "copy"), "is there already; give a new or an empty")
+    refused(run("calibrate", "stories", data), "is not yours to change; give --out FOLDER")
+
+
+def test_an_interrupted_calibration_changes_nothing(run, folder, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfumato.evals.calibrate.calibrate", interrupted)
+    code, out, err = run("calibrate", folder, tmp_path, "--out", tmp_path / "copy")
+    assert (code, out) == (130, "")
+    assert err.startswith("interrupted; nothing was changed")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_doctor_says_what_is_there(run):

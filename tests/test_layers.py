@@ -19,11 +19,11 @@ schedules filters logits json_schema grammar lattice
 corruption models data
 denoisers guidance readers approximate
 objectives steps revising constrained
-generate blockwise growing likelihood testing
+generate blockwise growing likelihood retrace testing
 options folders pages given gaps conditions pipeline pipeline_hf conditional
 evals
 train export serve
-doctor live training_view cli_options cli __main__
+doctor live training_view calibration_view cli_options cli __main__
 """
 ORDER = LAYERS.split()
 

@@ -19,6 +19,7 @@ import typer
 
 from sfumato.cli_options import (
     MODEL,
+    Calibrating,
     DeviceOption,
     JsonOption,
     LimitOption,
@@ -313,6 +314,59 @@ def evaluate(
         typer.echo("\n".join(_summary(record["results"])))
     if out is not None:
         write(record, out)
+
+
+@app.command()
+@grouped
+def calibrate(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    data: Annotated[str, typer.Argument(help="Prepared folder, or texts as for data prepare.")],
+    calibrating: Calibrating,
+    reading: Reading,
+    out: Annotated[
+        Path | None, typer.Option(help="Leave the model as it is, and make a copy here.")
+    ] = None,
+    plot: Annotated[bool, typer.Option(help="Draw the frontier, calibration.png.")] = True,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find the fastest decoding whose loss of quality is within a tolerance; make it the model's.
+
+    Writes calibration.json and calibration.png beside the model's generation_config.json.
+    """
+    from sfumato.calibration_view import PICTURE, RECORD, copy_model, show, target
+
+    folder = target(model, out)
+    with _status("starting"):
+        from sfumato.evals.calibrate import CalibrateOptions, write_chosen
+        from sfumato.evals.calibrate import calibrate as measure
+        from sfumato.evals.frontier import draw, figure_class
+        from sfumato.evals.record import write
+
+    options = CalibrateOptions(**calibrating.options())
+    if plot:
+        figure_class()
+    lm = _load(model, device)
+    try:
+        with _status("starting") as tell:
+            made = measure(lm, _source(data, reading), options, model_name=model, progress=tell)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was changed. Fewer --rows or --step take less", err=True)
+        raise typer.Exit(130) from None
+    chosen = made["results"]["chosen"] is not None
+    if chosen and out is not None:
+        copy_model(model, folder)
+    write(made, folder / RECORD)
+    if plot:
+        draw(made, folder / PICTURE)
+    if chosen:
+        write_chosen(made, folder)
+    if as_json:
+        typer.echo(json.dumps(made, indent=2, ensure_ascii=False))
+        return
+    show(made, _console(width=None if sys.stdout.isatty() else 120))  # whole lines in a file
+    done = f"{folder} decodes so from now on" if chosen else f"{folder}: nothing is changed"
+    typer.echo(f"{done}; the record is in {folder / RECORD}")
 
 
 @app.command()

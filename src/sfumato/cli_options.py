@@ -250,3 +250,47 @@ class Measuring:
     ] = None
     num_texts: Annotated[int, typer.Option(help="Texts to generate for the judge.")] = 64
     seed: Annotated[int, typer.Option(help="Of maskings and texts.")] = 0
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """What is compared: `CalibrateOptions`, by their names."""
+
+    tolerance: Annotated[
+        float, typer.Option(help="Nats a token that may be lost; 0.05 is 5 % of perplexity.")
+    ] = 0.05
+    confidence: Annotated[float, typer.Option(help="That no more is lost.")] = 0.9
+    rows: Annotated[int, typer.Option(help="Held-out texts to measure the loss on.")] = 128
+    num_texts: Annotated[
+        int, typer.Option(help="Texts to write with every setting, for the clock and the judge.")
+    ] = 4
+    step: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rule, or a rule with values from safe to bold: threshold=0.9,0.7. Repeatable.",
+            show_default="threshold, factor, entropy_bound, probability",
+        ),
+    ] = None
+    num_steps: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--num-steps", help="Of rules without values, from most to least; repeatable."
+        ),
+    ] = None
+    block: Annotated[
+        list[int] | None,
+        typer.Option(help="Block sizes, repeatable.", show_default="the model's, or 8, 16, 32"),
+    ] = None
+    reference: Annotated[
+        str, typer.Option(help="One token a pass by probability, margin, entropy or left_to_right.")
+    ] = "probability"
+    test: Annotated[str, typer.Option(help="betting or hoeffding_bentkus.")] = "betting"
+    judge: Annotated[
+        str | None, typer.Option(help="Causal model that judges written texts, by path.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the texts drawn, and of those written.")] = 0
+
+    def options(self) -> dict[str, Any]:
+        """As `CalibrateOptions` have them."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return given | {key: tuple(given[key] or ()) for key in ("step", "num_steps", "block")}

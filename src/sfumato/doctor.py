@@ -18,7 +18,7 @@ CORE = (
 )
 EXTRAS = {
     "sacrebleu": ("eval", "BLEU and Self-BLEU in sfumato evaluate"),
-    "matplotlib": ("plots", "the loss curve as a picture"),
+    "matplotlib": ("plots", "the loss curve and calibrations as pictures"),
     "tensorboard": ("track", "logging to TensorBoard"),
     "wandb": ("wandb", "logging to Weights & Biases"),
     "outlines_core": ("grammar", "--regex, --json-schema and --choices"),

@@ -59,7 +59,7 @@ class BlockCausal:
 
 @dataclass(frozen=True)
 class NoisyBlocks:
-    """Noisy blocks beside the clean text: L positions see L clean ones, then L noisy ones.
+    """Noisy blocks beside the clean text: L positions see all clean ones, then L noisy ones.
 
     A noisy position sees its own block, and the clean text of the blocks before it (BD3-LM, arXiv
     2503.09573, section 3.2).
@@ -68,7 +68,7 @@ class NoisyBlocks:
     size: int
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
-        own, length = query[:, :, None] // self.size, query.shape[1]
+        own, length = query[:, :, None] // self.size, key.shape[1] - query.shape[1]
         clean, noisy = key[:, None, :length] // self.size, key[:, None, length:] // self.size
         return torch.cat((clean < own, noisy == own), -1)
 
