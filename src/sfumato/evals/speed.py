@@ -55,20 +55,11 @@ class Pace:
 
 def lap(lm: DiffusionLM, **changes: Any) -> Lap:
     """Write one text and stop the time."""
-    count = 0
-
-    def add(*_: object) -> None:
-        nonlocal count
-        count += 1
-
-    hook = lm.model.register_forward_hook(add)
-    try:
-        begin = time.perf_counter()
-        made = lm.generate(**changes)
-        seconds = time.perf_counter() - begin
-    finally:
-        hook.remove()
-    return Lap(made.texts[0], len(made.tokens[0]), count, seconds)
+    network = lm.network.compute(lm.options.with_changes(**changes).precision)
+    before, begin = network.passes, time.perf_counter()
+    made = lm.generate(**changes)
+    seconds = time.perf_counter() - begin
+    return Lap(made.texts[0], len(made.tokens[0]), network.passes - before, seconds)
 
 
 @torch.no_grad()
@@ -86,7 +77,7 @@ def autoregressive_lap(lm: DiffusionLM, length: int, seed: int) -> Lap:
     greedy = any(getattr(change, "greedy", False) for change in filters)
     rng, written = Rng.from_seed(seed, device=device), []
     begin = time.perf_counter()
-    reader = Reader(lm.model, lm.special.mask, 1).begin(token, zero)
+    reader = Reader(lm.network.compute(options.precision), lm.special.mask, 1).begin(token, zero)
     for place in range(length):
         logits, reader = reader.advance(token, torch.zeros_like(one).float(), one, one[0])
         for change in filters:

@@ -131,6 +131,7 @@ class Packed:
         self, model: DiffusionTransformer, dtype: torch.dtype | None = None, rows: int = 16
     ):
         self.config, self.attend = model.config, model.attend
+        self.passes = 0  # so far
         if dtype not in (None, model.dtype):
             model = copy.deepcopy(model).to(dtype=dtype)  # type: ignore[call-arg]
         self.model = model
@@ -160,6 +161,7 @@ class Packed:
         past: Past | None = None,
     ) -> DiffusionOutput:
         """What the model's `forward` returns without labels."""
+        self.passes += 1
         with torch.inference_mode():
             logits, read = self._read(
                 input_ids, t, segments, where, positions, attend or self.attend, past
