@@ -45,7 +45,7 @@ def masked(rows: int = ROWS, **options) -> MaskedDiffusion:
 
 def loss_of(objective, model, batch):
     model.zero_grad()
-    loss = objective(Full(model, MASK), batch, RUN)
+    loss = objective(Full(model, MASK, shift=model.config.shift), batch, RUN)
     loss.value.backward()
     return loss, [weight.grad.clone() for weight in model.parameters()]
 
@@ -88,19 +88,20 @@ def one_block_at_a_time(model, batch: Batch, size: int, noisy: torch.Tensor, t: 
                 clean = batch.tokens[row, places[:start]]
                 tokens = batch.tokens[row, block].masked_fill(noisy[row, block], MASK)
                 times = torch.cat((torch.zeros(start), t[row, block]))[None]
-                logits = model(
-                    torch.cat((clean, tokens))[None], t=times, attend=BlockCausal(size)
-                ).logits[0, start:]
+                shown = torch.cat((clean, tokens))
+                if model.config.shift:
+                    shown = torch.cat((torch.tensor([MASK]), shown[:-1]))
+                logits = model(shown[None], t=times, attend=BlockCausal(size)).logits[0, start:]
                 logits[:, MASK] = -torch.inf
                 logp = logits.log_softmax(-1).gather(-1, batch.tokens[row, block][:, None])[:, 0]
                 nll[row, block] = torch.where(noisy[row, block], -logp, 0.0)
     return nll
 
 
-@pytest.mark.parametrize("time_conditioned", [False, True])
+@pytest.mark.parametrize("own", [{}, {"time_conditioned": True}, {"shift": True}], ids=str)
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
-def test_two_streams_equal_one_block_at_a_time(size, time_conditioned):
-    model = network(attention="block_causal", block_size=size, time_conditioned=time_conditioned)
+def test_two_streams_equal_one_block_at_a_time(size, own):
+    model = network(attention="block_causal", block_size=size, **own)
     objective = BlockDiffusion(size, masked(ROWS * math.ceil(LENGTH / size)))
     loss, grads = loss_of(objective, model, DOCUMENTS)
 
@@ -118,15 +119,16 @@ def test_two_streams_equal_one_block_at_a_time(size, time_conditioned):
     assert_close(grads, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_later_blocks_and_other_documents_change_nothing():
-    size, model = 4, network(attention="block_causal", block_size=4)
+@pytest.mark.parametrize("shift", [False, True])
+def test_later_blocks_and_other_documents_change_nothing(shift):
+    size, model = 4, network(attention="block_causal", block_size=4, shift=shift)
     objective = BlockDiffusion(size, masked())
-    before = objective(Full(model, MASK), DOCUMENTS, RUN).nll
+    before = objective(Full(model, MASK, shift=shift), DOCUMENTS, RUN).nll
     tokens = DOCUMENTS.tokens.clone()
     tokens[0, 8:] = 4 + (tokens[0, 8:] - 3) % 3  # the last block of the first row
     tokens[1, 5:] = 4 + (tokens[1, 5:] - 3) % 3  # the second document of the second
     changed = Batch(tokens, *list(vars(DOCUMENTS).values())[1:])
-    after = objective(Full(model, MASK), changed, RUN).nll
+    after = objective(Full(model, MASK, shift=shift), changed, RUN).nll
     assert_close(after[0, :8], before[0, :8], rtol=0, atol=0)
     assert_close(after[1, :5], before[1, :5], rtol=0, atol=0)
     assert_close(after[2], before[2], rtol=0, atol=0)

@@ -64,10 +64,11 @@ def test_any_model_becomes_a_block_model_and_back(words, tmp_path, first):
     run_all(two)
     config = DiffusionLM.from_pretrained(two.output).model.config
     assert (config.attention, config.block_size) == ("block_causal", 8)
+    assert config.shift == (first == "objective.name=next_token")
     three = small_run(words, tmp_path / "three", model={**OWN_SHAPE, "init_from": str(two.output)})
     run_all(three)
     config = DiffusionLM.from_pretrained(three.output).model.config
-    assert (config.attention, config.block_size) == ("full", None)
+    assert (config.attention, config.block_size, config.shift) == ("full", None, False)
 
 
 def test_a_block_model_goes_on_with_its_own_blocks(finished, words, tmp_path):

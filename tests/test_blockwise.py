@@ -57,9 +57,14 @@ def pages_of(reader, prompts, new, *, step=STEP, rows=None, **options) -> list[t
 PROMPTS, NEW = [1, 3, 4, 9], [13, 8, 4, 11]
 
 
+@pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("name", STEPS)
-def test_every_page_with_a_cache_equals_the_page_without(name):
-    model, step = model_of(), STEPS[name](MASKED, {})
+def test_every_page_with_a_cache_equals_the_page_without(name, shift):
+    model, step = model_of(shift=shift), STEPS[name](MASKED, {})
+    if shift and name == "wino":
+        with pytest.raises(ConfigError, match="no position can be left out"):
+            pages_of(Cached(model, MASK, SIZE), PROMPTS, NEW, step=step)
+        return
     cached = pages_of(Cached(model, MASK, SIZE), PROMPTS, NEW, step=step)
     plain = pages_of(Reread(model, MASK, SIZE), PROMPTS, NEW, step=step)
     assert len(cached) >= 13  # one for each token of the longest row
@@ -74,14 +79,21 @@ def test_time_is_told_block_by_block():
     assert_close(cached, plain, rtol=0, atol=0)
 
 
-def test_aligned_rows_equal_the_ordinary_loop():
+@pytest.mark.parametrize("shift", [False, True])
+def test_aligned_rows_equal_the_ordinary_loop(shift):
     """`generate` with clean text on the left, and nothing on the right."""
-    model, rng = model_of(), Rng.from_seed(0, 3)
-    page = a_page([4, 4, 4], [10, 10, 10], rng)
+    model, rng = model_of(shift=shift), Rng.from_seed(0, 3)
+    page = a_page([4, 4, 4], [12, 12, 12], rng)
     wanted = generate(
-        Full(model, MASK), page, STEP, rng, block=SIZE, lookahead=False, filters=[NEVER]
+        Full(model, MASK, shift=shift),
+        page,
+        STEP,
+        rng,
+        block=SIZE,
+        lookahead=False,
+        filters=[NEVER],
     )
-    got = pages_of(Cached(model, MASK, SIZE), [4, 4, 4], [10, 10, 10])
+    got = pages_of(Cached(model, MASK, SIZE), [4, 4, 4], [12, 12, 12])
     assert_close(got[-1], [page.tokens for page in wanted][-1], rtol=0, atol=0)
 
 
@@ -105,14 +117,15 @@ def test_filters_see_rows_and_columns_of_the_whole_page():
     assert last[1, 7] == last[3, 15] == 9
 
 
+@pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("prompts", [[0, 5], [21, 2], [40, 4]])
-def test_longer_text_than_the_model_slides(prompts):
+def test_longer_text_than_the_model_slides(prompts, shift):
     """Positions beyond its 16 go on, and a block sees the last three before it."""
-    model, new = model_of(positions=16), [30, 23]
+    model, new = model_of(positions=16, shift=shift), [30, 23]
     cached = pages_of(Cached(model, MASK, SIZE), prompts, new)
     plain = pages_of(Reread(model, MASK, SIZE), prompts, new)
     assert_close(cached, plain, rtol=0, atol=0)
-    wide = pages_of(Reread(model_of(), MASK, SIZE), prompts, new)  # forgets nothing
+    wide = pages_of(Reread(model_of(shift=shift), MASK, SIZE), prompts, new)  # forgets nothing
     assert not torch.equal(wide[-1], plain[-1])
 
 

@@ -83,9 +83,12 @@ def test_klass_writes_texts_as_often_as_their_likelihood_says():
 # --- all blocks at once ---
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "told the time"])
+SORTS = {"plain": {}, "told the time": {"time_conditioned": True}, "shifted": {"shift": True}}
+
+
+@pytest.fixture(scope="module", params=SORTS)
 def blocks(request):
-    lm = tiny_lm(attention="block_causal", block_size=4, time_conditioned=request.param)
+    lm = tiny_lm(attention="block_causal", block_size=4, **SORTS[request.param])
     lm.model.norm.weight.data.mul_(8)  # predictions so different that rounding decides nothing
     return lm
 

@@ -26,6 +26,11 @@ from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.source import Source
 from sfumato.types import ABSENT, Integrand
 
+NO_SHADOW = (
+    "this network reads the token before each position, so that no position can be left out of a "
+    "pass; use a step rule that does not verify"
+)
+
 
 @dataclass(frozen=True)
 class Shadow:
@@ -54,7 +59,7 @@ class Full:
     left: Tensor | None = None  # [B, P]
     right: Tensor | None = None  # [B, Q]
     left_hidden: Tensor | None = None  # [B, P] bool, left padding
-    shift: bool = False  # an autoregressive network: its output at i is about i + 1
+    shift: bool = False  # the network reads the token before each position
     attend: Attend | None = None
     source: Source | None = None  # what an encoder made of it
 
@@ -145,7 +150,7 @@ class Full:
 
     def two_stream(self, clean: Tensor, size: int) -> "TwoStream":
         """The same network reading every block of `size` at once, each after clean text [B, L]."""
-        return TwoStream(self.model, self.mask_id, clean, size)
+        return TwoStream(self.model, self.mask_id, clean, size, self.shift)
 
     def leave_one_out(
         self, tokens: Tensor, t: Tensor, where: Tensor, *, segments: Tensor | None = None
@@ -154,6 +159,8 @@ class Full:
 
         What `Shadow` says of deeper networks: an approximation, at about twice the cost.
         """
+        if self.shift:
+            raise ConfigError(NO_SHADOW)
         joined, segments, at = self._join(tokens, segments, where)
         if segments is None:
             positions = row_positions(joined.shape[0], joined.shape[1], joined.device)
@@ -234,12 +241,10 @@ class Full:
         """For an autoregressive network: the token before each; a document starts at mask_id."""
         if not self.shift:
             return tokens
-        before = torch.roll(tokens, 1, dims=1)
         starts = torch.zeros_like(tokens, dtype=torch.bool)
-        starts[:, 0] = True
         if segments is not None:
-            starts = starts | (segments != torch.roll(segments, 1, dims=1))
-        return before.masked_fill(starts, self.mask_id)
+            starts = segments != torch.roll(segments, 1, dims=1)
+        return shifted(tokens, starts, self.mask_id)
 
     def _network(self, tokens: Tensor, t: Tensor, segments: Tensor | None, where: Tensor) -> Tensor:
         if self.block_size and self.left is not None:  # in training, earlier blocks are clean
@@ -257,6 +262,11 @@ class Full:
         return without_mask(out.logits, self.mask_id)
 
 
+def shifted(tokens: Tensor, starts: Tensor, mask_id: int) -> Tensor:
+    """The token before each of [B, L]: mask_id before the first, and where a document starts."""
+    return F.pad(tokens[:, :-1], (1, 0), value=mask_id).masked_fill(starts, mask_id)
+
+
 @dataclass(frozen=True)
 class TwoStream:
     """Every block noisy in one pass, each seeing the clean text of the blocks before it.
@@ -269,6 +279,7 @@ class TwoStream:
     mask_id: int
     clean: Tensor  # [B, L]
     size: int
+    shift: bool = False  # reads the token before each position, the first of a block a clean one
 
     def score(
         self,
@@ -285,9 +296,14 @@ class TwoStream:
         if segments is None:
             segments = torch.zeros_like(tokens)
         positions, read, attend = positions_from(segments), None, Whole()
+        clean = self.clean
+        if self.shift:
+            clean = shifted(clean, positions == 0, self.mask_id)
+            tokens = shifted(tokens, positions == 0, self.mask_id)
+            tokens = torch.where(positions % self.size == 0, clean, tokens)
         if int(positions.max()) >= self.size:  # else no document has an earlier block to see
             read = self.model(
-                self.clean,
+                clean,
                 t=torch.zeros_like(t),
                 segments=segments,
                 where=torch.zeros_like(where),

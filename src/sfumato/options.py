@@ -206,8 +206,13 @@ class GenerationOptions:
                 )
         return replace(self, step="left_to_right", block=1, lookahead=False)
 
-    def in_blocks(self, size: int) -> "GenerationOptions":
+    def in_blocks(self, size: int, shift: bool) -> "GenerationOptions":
         """How a model of blocks writes: every block after clean text."""
+        if shift and self.step == "wino":
+            raise ConfigError(
+                "step 'wino' leaves single positions out of a pass, and this model reads the token "
+                "before each of them; use another step"
+            )
         if self.block not in (None, size):
             raise ConfigError(
                 f"this model was trained on blocks of {size} tokens, got block={self.block}: "

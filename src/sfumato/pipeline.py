@@ -67,8 +67,9 @@ class DiffusionLM:
         self.autoregressive = config.objective == "next_token"
         # of a model that writes block after block, each after clean text
         self.block_size = model.attend.size if isinstance(model.attend, BlockCausal) else None
-        wrap = autoregressive if self.autoregressive else Full
-        self.denoiser = wrap(model, self.special.mask)
+        mask = self.special.mask
+        own = Full(model, mask, shift=config.shift)
+        self.denoiser = autoregressive(model, mask) if self.autoregressive else own
         ends = {self.special.eos, self.special.pad} - {None}
         self.reader = Reader(tokenizer, frozenset(ends))
         self.given = Given(tokenizer, self.special, self.reader, config.vocab_size)
@@ -411,7 +412,7 @@ class DiffusionLM:
         if self.autoregressive:
             options = options.one_by_one()
         elif self.block_size:
-            options = options.in_blocks(self.block_size)
+            options = options.in_blocks(self.block_size, config.shift)
         self.network.check(options.precision)
         options.check_growth(self.corruption, self.autoregressive or bool(self.block_size))
         options.check_approximate(self.corruption, self.autoregressive or bool(self.block_size))

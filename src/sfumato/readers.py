@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sfumato.denoisers import Shadow, without_mask
+from sfumato.denoisers import NO_SHADOW, Shadow, shifted, without_mask
 from sfumato.errors import ConfigError
 from sfumato.models.attend import BlockCausal
 from sfumato.models.cache import Reading, Store
@@ -71,20 +71,24 @@ class Cached:
     size: int
     store: Store | None = None
     lengths: Tensor | None = None  # [B]
+    last: Tensor | None = None  # [B] the last token read, for networks that read the one before
 
     def begin(self, tokens: Tensor, lengths: Tensor) -> "Cached":
         columns = columns_of(self.model, self.size)
         store = Store.empty(len(tokens), columns, tokens.device)
         nothing = torch.zeros_like(lengths)
         longest = int(lengths.max())
-        store.tip = lengths
+        store.tip = nothing
+        first = torch.full_like(lengths, self.mask_id)
+        reader = replace(self, store=store, lengths=nothing, last=first)
         if longest <= columns:  # what follows a shorter row is hidden until it is written over
             if longest:
                 whole = tokens[:, :longest]
-                self._pass(whole, torch.zeros_like(whole), None, store, nothing)
-            return replace(self, store=store, lengths=lengths)
-        store.tip = nothing
-        reader = replace(self, store=store, lengths=nothing)
+                reader._pass(whole, torch.zeros_like(whole), None, store, nothing)
+                read = whole.gather(1, (lengths - 1).clamp_min(0)[:, None])[:, 0]
+                first = torch.where(lengths > 0, read, first)
+            store.tip = lengths
+            return replace(self, store=store, lengths=lengths, last=first)
         for start in range(0, longest, self.size):
             part = tokens[:, start : start + self.size]
             nowhere = torch.zeros_like(part, dtype=torch.bool)
@@ -104,9 +108,12 @@ class Cached:
         if not bool(keep.any()):
             return logits, replace(self, store=store)
         store.tip = lengths + self.size * keep
-        return logits, replace(self, store=store, lengths=store.tip)
+        last = torch.where(keep, tokens[:, self.size - 1], self._last())
+        return logits, replace(self, store=store, lengths=store.tip, last=last)
 
     def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        if self.shift:
+            raise ConfigError(NO_SHADOW)
         store, lengths = self._begun()
         past, kinds = store.copy(lengths), torch.zeros_like(tokens)
         positions = Reading(store, lengths).next_positions(self.size)
@@ -125,7 +132,15 @@ class Cached:
         store, lengths = self._begun()
         store = store.select(rows)
         store.tip = lengths[rows]
-        return replace(self, store=store, lengths=store.tip)
+        return replace(self, store=store, lengths=store.tip, last=self._last()[rows])
+
+    @property
+    def shift(self) -> bool:
+        return self.model.config.shift  # type: ignore[union-attr, return-value]
+
+    def _last(self) -> Tensor:
+        assert self.last is not None, "begun"
+        return self.last
 
     def _begun(self) -> tuple[Store, Tensor]:
         if self.store is None or self.lengths is None:
@@ -141,6 +156,8 @@ class Cached:
     ) -> Tensor:
         wanted = torch.zeros_like(tokens, dtype=torch.bool) if where is None else where
         attend, past = BlockCausal(self.size), Reading(store, lengths)
+        if self.shift:
+            tokens = torch.cat((self._last()[:, None], tokens[:, :-1]), 1)
         return without_mask(
             self.model(tokens, t=t.float(), where=wanted, attend=attend, past=past).logits,
             self.mask_id,
@@ -168,11 +185,14 @@ class Reread:
         logits, texts = [], []
         for row, text in enumerate(self.texts):
             whole = torch.cat((text, tokens[row]))[None]
+            shown = whole
+            if self.model.config.shift:  # type: ignore[union-attr]
+                shown = shifted(whole, torch.zeros_like(whole, dtype=torch.bool), self.mask_id)
             times = torch.cat((torch.zeros_like(text), t[row]))[None]
             wanted = torch.cat((torch.zeros_like(text, dtype=torch.bool), where[row]))[None]
             positions = torch.arange(whole.shape[1], device=whole.device)[None]
             out = self.model(
-                whole, t=times.float(), where=wanted, attend=attend, positions=positions
+                shown, t=times.float(), where=wanted, attend=attend, positions=positions
             )
             logits.append(without_mask(out.logits, self.mask_id))
             texts.append(whole[0, : len(text) + self.size] if keep[row] else text)

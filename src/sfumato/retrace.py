@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.corruption import Corruption
-from sfumato.denoisers import Full, without_mask
+from sfumato.denoisers import Full, shifted, without_mask
 from sfumato.errors import ConfigError, DataError
 from sfumato.generate import blank, denoise, even_times, generate, one_each
 from sfumato.models.attend import HIDDEN, BlockCausal, NoisyBlocks
@@ -88,15 +88,19 @@ class BlockTexts:
                 f"rows of {batch.tokens.shape[1]} tokens are not whole blocks of {size}; cut them, "
                 "or fill them as the model has learnt"
             )
+        clean = batch.tokens
+        if denoiser.shift:
+            clean = shifted(clean, torch.zeros_like(batch.trainable), denoiser.mask_id)
         read = denoiser.model(
-            batch.tokens,
+            clean,
             t=torch.zeros(batch.tokens.shape, device=batch.tokens.device),
             segments=batch.segments,
             where=torch.zeros_like(batch.trainable),
             attend=BlockCausal(size),
         ).key_values
         rows = len(batch.tokens)
-        own = _BlocksAtOnce(denoiser.model, denoiser.mask_id, size, rows, read)
+        before = clean[:, ::size].reshape(-1, 1) if denoiser.shift else None
+        own = _BlocksAtOnce(denoiser.model, denoiser.mask_id, size, rows, read, before)
         return cls(own, Remembered.of(own), corruption, batch)
 
     @torch.no_grad()
@@ -134,6 +138,7 @@ class _BlocksAtOnce:
     size: int
     rows: int
     read: KeyValues
+    before: Tensor | None  # [B * K, 1] what a shifted network reads in front of each block
 
     def __call__(
         self,
@@ -144,6 +149,8 @@ class _BlocksAtOnce:
         segments: Tensor | None = None,
     ) -> Tensor:
         assert where is not None, "the loop always says where"
+        if self.before is not None:
+            tokens = torch.cat((self.before, tokens[:, :-1]), 1)
         shape = (self.rows, -1)
         active = where.any(1).view(shape)  # [B, K]
         kept = active.long().argsort(dim=1, descending=True, stable=True)

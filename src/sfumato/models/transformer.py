@@ -69,6 +69,7 @@ class TransformerConfig(PreTrainedConfig):
         time_conditioned: bool = False,
         attention: str = "full",
         block_size: int | None = None,
+        shift: bool = False,  # reads the token before each position, as autoregression does
         objective: str = "masked",
         corruption: dict | None = None,
         mask_token_id: int | None = None,
@@ -87,6 +88,7 @@ class TransformerConfig(PreTrainedConfig):
         self.time_conditioned = time_conditioned
         self.attention = attention
         self.block_size = block_size
+        self.shift = shift
         self.objective = objective
         self.corruption = corruption or {"name": "masked", "schedule": {"name": "linear"}}
         self.mask_token_id = mask_token_id

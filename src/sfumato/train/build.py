@@ -311,6 +311,7 @@ def load_model(run: Run, data: Prepared | PreparedPairs) -> DiffusionTransformer
     model, tokenizer, _ = load_folder(name, torch.float32)
     data.check_tokenizer(tokenizer)
     config = model.config
+    was_shifted = config.shift or config.objective == "next_token"
     config.objective, config.corruption = _reading(run)
     size = run.model.block_size or config.block_size
     if run.objective.name == "block" and size is None:
@@ -324,6 +325,7 @@ def load_model(run: Run, data: Prepared | PreparedPairs) -> DiffusionTransformer
         )
     config.attention = ATTENTION.get(run.objective.name, "full")
     config.block_size = size if run.objective.name == "block" else None
+    config.shift = run.objective.name == "block" and was_shifted
     model.attend = attend_from(config.attention, config.block_size)
     return model
 
@@ -372,4 +374,4 @@ def build_denoiser(run: Run, model: DiffusionTransformer, mask_id: int) -> Train
     """The network as its objective reads it."""
     if run.objective.name == "next_token":
         return autoregressive(model, mask_id)
-    return Full(model, mask_id)
+    return Full(model, mask_id, shift=model.config.shift)
