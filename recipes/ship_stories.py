@@ -14,7 +14,7 @@ import torch
 
 from sfumato.pipeline import DiffusionLM
 
-DEFAULTS = {"step": "probability", "num_steps": 256, "temperature": 0.8, "block": 16}
+DEFAULTS = {"temperature": 0.8}
 
 
 def main(run: str, out: str) -> None:

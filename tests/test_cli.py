@@ -78,6 +78,8 @@ def test_all_options_reach_the_model(run, folder):
     assert result["model"] == folder
     assert result["options"] == {
         "length": 6,
+        "grow": None,
+        "grow_options": {},
         "canvas": 24,
         "layout": "padded",
         "num_steps": 4,

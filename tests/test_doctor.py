@@ -18,7 +18,8 @@ def test_it_names_everything_with_its_version():
     assert platform.python_version() in findings["Python"][1]
     for package in CORE:
         assert findings[package] == ("ok", importlib.metadata.version(package))
-    assert {"device", "processor", "C++ compiler", "stories", *EXTRAS} <= set(findings)
+    rest = {"device", "processor", "C++ compiler", "stories", "stories-infill", *EXTRAS}
+    assert rest <= set(findings)
     assert {state for state, _ in findings.values()} <= {"ok", "note", "missing"}
 
 
@@ -58,7 +59,8 @@ def test_a_compiler_is_looked_for(monkeypatch, tmp_path, there):
 @pytest.mark.parametrize("there", [True, False])
 def test_the_shipped_model_is_looked_for(monkeypatch, tmp_path, there):
     if there:
-        (tmp_path / "model.safetensors").write_bytes(b"0" * 1_500_000)
+        (tmp_path / "stories").mkdir()
+        (tmp_path / "stories" / "model.safetensors").write_bytes(b"0" * 1_500_000)
     monkeypatch.setattr(doctor, "SHIPPED", tmp_path)
     state, detail = found()["stories"]
     assert (state, "1.5 MB" in detail) == (("ok", True) if there else ("missing", False))

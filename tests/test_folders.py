@@ -75,8 +75,8 @@ def test_a_home_folder_is_found(original, monkeypatch):
 
 def test_stories_is_a_folder_here_or_the_shipped_model(original, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if SHIPPED.exists():
-        assert find_folder("stories") == SHIPPED
+    for name in ("stories", "stories-infill"):
+        assert find_folder(name) == SHIPPED / name
     shutil.copytree(original, "stories")
     assert find_folder("stories").samefile(tmp_path / "stories")
 
@@ -84,7 +84,7 @@ def test_stories_is_a_folder_here_or_the_shipped_model(original, tmp_path, monke
 def test_a_missing_shipped_model_is_said_to_be_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sfumato.folders.SHIPPED", tmp_path / "none")
-    with pytest.raises(CheckpointError, match="comes with sfumato is missing; reinstall"):
+    with pytest.raises(CheckpointError, match="stories that comes with sfumato is missing"):
         find_folder("stories")
 
 

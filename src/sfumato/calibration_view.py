@@ -23,7 +23,7 @@ def target(model: str, out: Path | None) -> Path:
         return out
     folder = find_folder(model)
     given = Path(model).expanduser()
-    own = given.is_dir() and folder == given and folder.resolve() != SHIPPED.resolve()
+    own = given.is_dir() and folder == given and SHIPPED.resolve() not in folder.resolve().parents
     config = folder / "generation_config.json"
     if (
         not own

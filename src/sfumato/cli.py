@@ -24,7 +24,6 @@ from sfumato.cli_options import (
     JsonOption,
     LimitOption,
     Measuring,
-    ModelOption,
     Pairing,
     Reading,
     Showing,
@@ -33,6 +32,7 @@ from sfumato.cli_options import (
     grouped,
 )
 from sfumato.errors import ConfigError, DataError, SfumatoError
+from sfumato.folders import STORIES, STORIES_INFILL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +100,15 @@ def _options(
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to go on from; none: from nothing.")] = "",
     *,
-    model: ModelOption = "stories",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=MODEL,
+            show_default="stories; stories-infill for --infill and --grow",
+        ),
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="Text to write from, for a model trained on pairs.")
     ] = None,
@@ -122,6 +130,8 @@ def generate(
         raise ConfigError("give a prompt or --infill, not both")
     if infill is None and gap_length is not None:
         raise ConfigError("--gap-length is for --infill; the length of a new text is --length")
+    whole = infill is not None or writing.grow is not None  # needs full attention
+    model = model or (STORIES_INFILL if whole else STORIES)
     lm = _load(model, device)
     begin = time.perf_counter()
     if infill is None:

@@ -14,7 +14,7 @@ import typer
 
 from sfumato.errors import ConfigError
 
-MODEL = "Folder, hub name, or 'stories', the one that comes with sfumato."
+MODEL = "Folder, hub name, or one that comes with sfumato: 'stories', 'stories-infill'."
 STEP_NAMES = (
     "ancestral, first_hitting, random, left_to_right, confidence, probability, margin, entropy, "
     "threshold, factor, entropy_bound, klass, remask_cap, remask_rescale, remask_confidence, "

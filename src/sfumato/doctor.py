@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sfumato.folders import SHIPPED
+from sfumato.folders import SHIPPED, STORIES, STORIES_INFILL
 
 PYTHON = (3, 11)
 CORE = (
@@ -41,7 +41,7 @@ def examine() -> Iterator[Finding]:
     yield _processor()
     yield _compiler()
     yield from map(_extra, EXTRAS)
-    yield _model()
+    yield from map(_model, (STORIES, STORIES_INFILL))
 
 
 def _python() -> Finding:
@@ -93,10 +93,9 @@ def _compiler() -> Finding:
     return Finding("C++ compiler", "note", f"for train.torch_compile=true on a CPU: {mend}")
 
 
-def _model() -> Finding:
-    weights = SHIPPED / "model.safetensors"
+def _model(name: str) -> Finding:
+    weights = SHIPPED / name / "model.safetensors"
     if not weights.is_file():
-        return Finding("stories", "missing", "the model that comes with sfumato; reinstall sfumato")
-    return Finding(
-        "stories", "ok", f"the model in {SHIPPED}, {weights.stat().st_size / 1e6:.1f} MB"
-    )
+        return Finding(name, "missing", "a model that comes with sfumato; reinstall sfumato")
+    size = weights.stat().st_size / 1e6
+    return Finding(name, "ok", f"the model in {weights.parent}, {size:.1f} MB")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sfumato.data.tokenizer import SpecialIds
     from sfumato.options import GenerationOptions
 
-SHIPPED = Path(__file__).parent / "shipped" / "stories"  # the model that comes with the package
+SHIPPED = Path(__file__).parent / "shipped"  # the models that come with the package:
+STORIES, STORIES_INFILL = "stories", "stories-infill"  # one of blocks, one of full attention
 
 
 def load_folder(
@@ -36,12 +37,14 @@ def load_folder(
 
 
 def find_folder(name_or_path: str | Path) -> Path:
-    """The folder of a model: here, or downloaded from the Hub, or the shipped one ("stories")."""
+    """The folder of a model: here, or downloaded from the Hub, or a shipped one by name."""
     name, folder = str(name_or_path), Path(name_or_path).expanduser()
-    if name == "stories" and not folder.exists():
-        if not SHIPPED.exists():
-            raise CheckpointError("the model that comes with sfumato is missing; reinstall sfumato")
-        return SHIPPED
+    if name in (STORIES, STORIES_INFILL) and not folder.exists():
+        if not (SHIPPED / name).exists():
+            raise CheckpointError(
+                f"the model {name} that comes with sfumato is missing; reinstall sfumato"
+            )
+        return SHIPPED / name
     if not (folder.exists() or name.startswith((".", "/", "~"))):
         return _download(name)
     if not (folder / "config.json").is_file():

@@ -319,7 +319,7 @@ class DiffusionLM:
         if self.block_size:
             raise ConfigError(
                 f"this model writes blocks of {self.block_size} tokens and cannot see what follows "
-                "one; infilling needs a model of full attention"
+                "one; infilling needs a model of full attention, such as stories-infill"
             )
         wanted, options = GapLength.of(gap_length), self._changed(changes)
         padded = options.layout == "padded"
