@@ -92,7 +92,7 @@ def writing(lm: DiffusionLM) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    lm = DiffusionLM.from_pretrained("stories")
+    lm = DiffusionLM.from_pretrained("stories-infill")
     compiling(lm)
     print()
     writing(lm)

@@ -1,9 +1,10 @@
 """Turn a trained run into the model that comes with the package.
 
-    python recipes/ship_stories.py runs/stories-2 src/sfumato/shipped/stories
+    python recipes/ship_stories.py runs/stories-3 src/sfumato/shipped/stories
 
 Writes the weights as bfloat16 (half the size; the bound moves by less than its error), the
-tokenizer, and the generation defaults below. The model card beside them is written by hand.
+tokenizer, and the generation defaults below: those that `sfumato calibrate` chose. The model card
+beside them is written by hand.
 """
 
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from sfumato.pipeline import DiffusionLM
 
-DEFAULTS = {"temperature": 0.8}
+DEFAULTS = {"step": "entropy_bound", "step_options": {"gamma": 0.4}, "temperature": 0.8}
 
 
 def main(run: str, out: str) -> None:
