@@ -202,9 +202,8 @@ def network(shape: Shape, **options: Any) -> Any:
         intermediate_size=shape.feed_forward,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        max_position_embeddings=shape.length,
         mask_token_id=shape.mask_id,
-        **options,
+        **{"max_position_embeddings": shape.length, **options},
     )
     return Packed(DiffusionTransformer(config).eval(), torch.bfloat16)
 
@@ -227,7 +226,8 @@ def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
     from sfumato.types import Canvas
 
     seen = {"blocks": {"attention": "block_causal", "block_size": BLOCK}}
-    seen["autoregression"] = {"attention": "causal", "objective": "next_token"}
+    causal = {"attention": "causal", "objective": "next_token"}
+    seen["autoregression"] = {**causal, "max_position_embeddings": shape.length + 1}
     model = network(shape, **seen.get(kind, {}))
     forwards = Forwards()
     counted = forwards.around(model)
