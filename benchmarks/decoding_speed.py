@@ -22,7 +22,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from generation_speed import Forwards
+from generation_speed import Forwards, autoregression
 from racing import Clock, Race, Shape, main, modernbert, parameters
 
 SEED_STEPS, TEMPERATURE = 100, 0.8
@@ -79,51 +79,17 @@ def seed(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     return {"parameters": parameters(model), "forwards": forwards.count, "masks_left": left}
 
 
-def hugging_face(shape: Shape, clock: Clock, laps: int, *, half: bool) -> dict[str, Any]:
-    """Llama with its key/value cache."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.width,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        max_position_embeddings=shape.length + 1,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16 if half else torch.float32).eval()
-    forwards = Forwards(model.model)
-    prompt = torch.ones(shape.batch, 1, dtype=torch.int64)
-    seen = torch.ones_like(prompt)
-
-    def generate(length: int) -> None:
-        forwards.count = 0
-        options = {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0, "use_cache": True}
-        tokens = model.generate(prompt, attention_mask=seen, max_new_tokens=length, **options)
-        assert tokens.shape == (shape.batch, 1 + length)
-
-    generate(8)
-    clock.lap()
-    for _ in range(laps):
-        generate(shape.length)
-        clock.lap()
-    return {"parameters": parameters(model), "forwards": forwards.count}
+SAMPLING = {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0}
 
 
 def llama(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     """Autoregression in float32."""
-    return hugging_face(shape, clock, laps, half=False)
+    return autoregression(shape, clock, laps, half=False, **SAMPLING)
 
 
 def llama_bfloat16(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     """Autoregression in bfloat16."""
-    return hugging_face(shape, clock, laps, half=True)
+    return autoregression(shape, clock, laps, half=True, **SAMPLING)
 
 
 def written(lm: Any, shape: Shape, clock: Clock, laps: int, **changes: Any) -> dict[str, Any]:
@@ -172,7 +138,7 @@ def race_of(model: str) -> dict[str, Any]:
     def one_by_one(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
         return written(load(), shape, clock, laps, step="left_to_right", num_steps=None)
 
-    def autoregressive(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    def causal(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
         import torch
 
         from sfumato import DiffusionLM
@@ -187,7 +153,7 @@ def race_of(model: str) -> dict[str, Any]:
         options = GenerationOptions(layout=lm.options.layout)
         return written(DiffusionLM(network, lm.tokenizer, options), shape, clock, laps)
 
-    return {"one-by-one": one_by_one, "autoregressive": autoregressive, "sfumato": fast}
+    return {"one-by-one": one_by_one, "autoregressive": causal, "sfumato": fast}
 
 
 def make_race(batch: int, model: str = "stories") -> Race:

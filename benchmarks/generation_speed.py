@@ -104,8 +104,10 @@ def tuned(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
     return hand_loop(shape, clock, laps, tuned=True)
 
 
-def autoregression(shape: Shape, clock: Clock, laps: int, *, half: bool) -> dict[str, Any]:
-    """Hugging Face Llama of the same dimensions, greedy, with its key/value cache."""
+def autoregression(
+    shape: Shape, clock: Clock, laps: int, *, half: bool, **sampling: Any
+) -> dict[str, Any]:
+    """Hugging Face Llama of the same dimensions with its key/value cache, greedy by default."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -129,7 +131,7 @@ def autoregression(shape: Shape, clock: Clock, laps: int, *, half: bool) -> dict
 
     def generate(length: int) -> None:
         forwards.count = 0
-        options = {"max_new_tokens": length, "do_sample": False, "use_cache": True}
+        options = {"max_new_tokens": length, "do_sample": False, "use_cache": True, **sampling}
         tokens = model.generate(prompt, attention_mask=seen, **options)
         assert tokens.shape == (shape.batch, 1 + length)
 
