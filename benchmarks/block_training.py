@@ -27,12 +27,12 @@ def learn(
     import torch
 
     from sfumato.denoisers import Full
+    from sfumato.devices import fast_dtype
     from sfumato.models import DiffusionTransformer, TransformerConfig
     from sfumato.objectives import BlockDiffusion, MaskedDiffusion, Systematic
     from sfumato.rng import Rng
     from sfumato.train.config import TrainOptions
     from sfumato.train.optim import build_optimizers
-    from sfumato.train.world import fast_dtype
     from sfumato.types import Batch
 
     shape = replace(shape, length=length, batch=shape.batch * shape.length // length)
