@@ -4,6 +4,7 @@ import torch
 from tiny_lm import tiny_lm
 
 from sfumato.denoisers import Full, autoregressive
+from sfumato.errors import ConfigError
 from sfumato.objectives import BlockDiffusion, MaskedDiffusion, NextToken, Systematic
 from sfumato.rng import Rng
 from sfumato.types import Batch
@@ -31,3 +32,10 @@ def test_blocks_of_one_token_are_the_autoregressive_model_itself():
     whole = NextToken()(autoregressive(model, mask), rows, Rng.from_seed(0))
     torch.testing.assert_close(ones.value, whole.value, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ones.nll, whole.nll, atol=1e-5, rtol=1e-5)
+
+
+def test_no_position_can_be_left_out_of_a_pass():
+    model, mask, rows = blocks_of_one()
+    where = torch.ones_like(rows.tokens, dtype=torch.bool)
+    with pytest.raises(ConfigError, match="no position can be left out of a pass"):
+        Full(model, mask, shift=True).leave_one_out(rows.tokens, torch.zeros(3), where)
