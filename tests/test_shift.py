@@ -1,5 +1,6 @@
 """Blocks that read the token before each position: what an autoregressive model grows into."""
 
+import pytest
 import torch
 from tiny_lm import tiny_lm
 
