@@ -92,3 +92,18 @@ def test_precision_is_a_request_of_its_own():
     assert lm.model.dtype == torch.float32
     with pytest.raises(ConfigError, match=r"'auto', 'fp32' or 'bf16', got 'int4'"):
         lm.generate("Once", precision="int4")
+
+
+def test_documents_are_told_apart_in_a_store_too():
+    model, zero = random_model(attention="causal"), torch.tensor([0])
+    text, other = torch.randint(0, 32, (1, 4)), torch.randint(0, 32, (1, 2))
+
+    def after(segments: torch.Tensor | None) -> torch.Tensor:
+        store = Store.empty(1, 16, torch.device("cpu"))
+        with torch.no_grad():
+            model(text, past=Reading(store, zero))
+            return model(other, past=Reading(store, zero + 4), segments=segments).logits
+
+    same, new = torch.zeros_like(other), torch.ones_like(other)
+    torch.testing.assert_close(after(same), after(None))
+    assert not torch.allclose(after(new), after(None), atol=1e-3)

@@ -167,10 +167,10 @@ class Reading:
         (rows, length), room, starts = positions.shape, kept.shape[1], self.lengths.tolist()
         stop = max(starts) + length
         self.used = min(stop, room)
-        if stop <= room and min(starts) == max(starts):
+        if segments is None and stop <= room and min(starts) == max(starts):
             self.place = (slice(None), slice(starts[0], stop))
             kept[self.place] = positions
-            return Known(kept[:, :stop], None, segments)  # everything is there, in its order
+            return Known(kept[:, :stop], None, None)  # everything is there, in its order
         self.place = (torch.arange(rows, device=kept.device)[:, None], positions % room)
         kept[self.place] = positions
         kept = kept[:, : self.used]
