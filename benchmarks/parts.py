@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.logits import draw_tokens
-from sfumato.models import transformer
+from sfumato.models import DiffusionTransformer, transformer
+from sfumato.models.cache import Reading, Store
 from sfumato.models.head import score_hidden
+from sfumato.models.packed import Packed
 from sfumato.models.transformer import Block, TransformerConfig, rotary
 from sfumato.train.optim import Muon, Pieces
 
@@ -91,10 +93,33 @@ def muon(cut: bool) -> Callable[[], object]:
     return Muon([{"params": [weight], "pieces": pieces}], lr=0.01, dtype=BF16).step
 
 
+def one_block(dtype: torch.dtype, packed: bool) -> Callable[[], object]:
+    """A pass over 8 positions after 128 in the cache, in the shape of `stories`."""
+    config = TransformerConfig.of_size(
+        "tiny", vocab_size=4096, num_hidden_layers=8, attention="block_causal", block_size=8
+    )
+    model = DiffusionTransformer(config).eval()
+    network = Packed(model, dtype) if packed else model.to(dtype)
+    store, start = Store.empty(1, 256, torch.device("cpu")), torch.tensor([0])
+    text, block = torch.randint(0, 4096, (1, 128)), torch.randint(0, 4096, (1, 8))
+
+    @torch.no_grad()
+    def run(tokens: Tensor = block, after: int = 128) -> None:
+        network(tokens, past=Reading(store, start + after), where=torch.ones_like(tokens).bool())
+
+    run(text, 0)
+    return run
+
+
 PARTS: dict[str, Mapping[str, Callable[[], object]]] = {
     "attention": {kind: attention(kind) for kind in ("torch's kernel", "written out")},
     "head": {"all logits at once": head(False), "in chunks": head(True)},
     "draws": {"cumulative sum": draws(False), "by groups": draws(True)},
+    "a block in float32": {
+        "model": one_block(torch.float32, False),
+        "packed": one_block(torch.float32, True),
+    },
+    "a block in bfloat16": {"model": one_block(BF16, False), "packed": one_block(BF16, True)},
     "Muon": {"whole matrix": muon(False), "by heads": muon(True)},
 }
 
