@@ -71,6 +71,7 @@ def test_all_options_reach_the_model(run, folder):
     words += ["--top-k", 7, "--top-p", 0.75, "--min-p", 0.01, "--repetition-penalty", 1.25]
     words += ["--suppress", 40, "--suppress", 41, "--block", 3, "--no-lookahead", "--seed", 9]
     words += ["--approx-cache", "dual", "--approx-refresh", 2, "--precision", "bf16"]
+    words += ["--no-torch-compile"]
     code, out, err = run(*words, "--device", "cpu")
     assert code == 0, err
     result = json.loads(out)
@@ -100,6 +101,7 @@ def test_all_options_reach_the_model(run, folder):
         "json_schema": None,
         "choices": None,
         "precision": "bf16",
+        "torch_compile": False,
         "seed": 9,
     }
     assert len(result["texts"]) == 2

@@ -49,11 +49,12 @@ def test_it_says_what_the_model_says(attention, timed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_in_every_type(dtype):
-    model = random_model().to(dtype)
-    tokens = torch.randint(0, 32, (2, 12))
+@pytest.mark.parametrize("timed", [False, True])
+def test_in_every_type(dtype, timed):
+    model = random_model(time_conditioned=timed).to(dtype)
+    tokens, t = torch.randint(0, 32, (2, 12)), torch.rand(2)
     with torch.no_grad():
-        wanted, found = model(tokens).logits, Packed(model)(tokens).logits
+        wanted, found = model(tokens, t=t).logits, Packed(model)(tokens, t=t).logits
     assert found.dtype == torch.promote_types(dtype, torch.float32)
     far = (found - wanted).abs().max()
     assert far <= (1e-12 if dtype == torch.float64 else 0.1)

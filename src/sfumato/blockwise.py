@@ -14,34 +14,34 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
-from sfumato.generate import OnPage, pasted, placed
+from sfumato.generate import on_page, pasted, placed
 from sfumato.readers import Reader
 from sfumato.rng import Rng
 from sfumato.types import Canvas, Filter, Sharp, Step
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """How far the rows that are still written have got; all [R]."""
+class _Row:
+    """How far a row that is still written has got; numbers of Python, for there is one in every
+    pass, and each would be a call of torch."""
 
-    number: Tensor  # the row of the page
-    first: Tensor  # the first block to write, and the last
-    last: Tensor
-    block: Tensor
-    tick: Tensor  # steps taken in the block
-    share: Tensor  # steps that it has
-    reading: Tensor  # bool: the block is finished, or given, and is only read
-
-    def select(self, rows: Tensor) -> "_Rows":
-        return _Rows(*(part[rows] for part in vars(self).values()))
+    number: int  # the row of the page
+    first: int  # the first block to write, and the last
+    last: int
+    noisy: tuple[int, ...]  # positions to write in each block of the page
+    block: int
+    tick: int = 0  # steps taken in the block
+    share: int = 1  # steps that it has
+    reading: bool = False  # the block is finished, or given, and is only read
 
 
 @dataclass(frozen=True)
 class _Group:
     """Rows that take the same kind of step: those that begin a block, or those that go on."""
 
-    index: Tensor  # [n] among the R rows
+    index: Tensor | slice  # [n] among the R rows, or all of them
     part: Canvas  # their blocks
+    at: tuple[Tensor, Tensor]  # of the blocks on the page
     t: Tensor
     s: Tensor
     rng: Rng
@@ -68,31 +68,22 @@ def generate_blocks(
     """
     size, width = reader.size, canvas.tokens.shape[1]
     page = _widened(canvas, -width % size, filler)
-    noisy = page.noisy.unflatten(1, (-1, size)).any(-1)
-    alive = noisy.any(1).nonzero()[:, 0]
-    if not len(alive):
+    writer = _Writer(step, rng, num_steps, tuple(filters), tuple(ends), filler, size)
+    rows = writer.begin(page)
+    if not rows:
         yield canvas
         return
-    first = noisy[alive].long().argmax(1)
-    last = noisy.shape[1] - 1 - noisy[alive].flip(1).long().argmax(1)
-    most = int((last - first).max()) + 1
-    if num_steps is not None and num_steps < most:
-        raise ConfigError(
-            f"num_steps {num_steps} is less than the {most} blocks of {size} positions to write; "
-            f"use num_steps={most} or more, or none"
-        )
-    writer = _Writer(step, rng, num_steps, tuple(filters), tuple(ends), filler, size)
-    zeros = torch.zeros_like(alive)
-    rows = _Rows(alive, first, last, first, zeros, zeros, zeros.bool())
-    rows = replace(rows, share=writer.shares(page, rows))
-    reader, memory = reader.begin(page.tokens[alive], first * size), {}
-    while len(rows.number):
+    alive = torch.tensor([row.number for row in rows], device=page.tokens.device)
+    read = torch.tensor([row.first * size for row in rows], device=page.tokens.device)
+    reader, memory = reader.begin(page.tokens[alive], read), {}
+    while rows:
         page, memory, reader, rows = writer.tick(page, memory, reader, rows)
         yield _narrowed(page, width)
-        alive = (rows.block <= rows.last).nonzero()[:, 0]
-        if len(alive) < len(rows.number):
-            rows, reader = rows.select(alive), reader.select(alive)
-            memory = {key: values[alive] for key, values in memory.items()}
+        alive = [index for index, row in enumerate(rows) if row.block <= row.last]
+        if len(alive) < len(rows):
+            kept = torch.tensor(alive, dtype=torch.int64, device=page.tokens.device)
+            rows, reader = [rows[index] for index in alive], reader.select(kept)
+            memory = {key: values[kept] for key, values in memory.items()}
 
 
 @dataclass(frozen=True)
@@ -107,64 +98,112 @@ class _Writer:
     filler: int
     size: int
 
-    def shares(self, page: Canvas, rows: _Rows) -> Tensor:
-        """[R] steps that each row's block has."""
-        if self.num_steps is None:
-            return self._block(page, rows, {}).noisy.sum(1).clamp_min(1)
-        number, blocks = rows.block - rows.first, rows.last - rows.first + 1
-        return self.num_steps // blocks + (number < self.num_steps % blocks)
+    def begin(self, page: Canvas) -> list[_Row]:
+        """The rows in which there is something to write, at the first block of each."""
+        rows = []
+        for number, noisy in enumerate(page.noisy.unflatten(1, (-1, self.size)).sum(2).tolist()):
+            blocks = [block for block, count in enumerate(noisy) if count]
+            if blocks:
+                row = _Row(number, blocks[0], blocks[-1], tuple(noisy), blocks[0])
+                rows.append(replace(row, share=self._share(row)))
+        most = max((row.last - row.first + 1 for row in rows), default=0)
+        if self.num_steps is not None and self.num_steps < most:
+            raise ConfigError(
+                f"num_steps {self.num_steps} is less than the {most} blocks of {self.size} "
+                f"positions to write; use num_steps={most} or more, or none"
+            )
+        return rows
 
     def tick(
-        self, page: Canvas, memory: Mapping[str, Tensor], reader: Reader, rows: _Rows
-    ) -> tuple[Canvas, Mapping[str, Tensor], Reader, _Rows]:
+        self, page: Canvas, memory: Mapping[str, Tensor], reader: Reader, rows: list[_Row]
+    ) -> tuple[Canvas, Mapping[str, Tensor], Reader, list[_Row]]:
         """One pass over the next block of every row."""
         finished = None
-        if reader.room > 1 and bool(rows.reading.all()):  # read it with the next one, in one pass
-            beyond = self._moved(page, rows, rows.reading, torch.zeros_like(rows.reading))
-            if not bool(beyond.reading.any()) and bool((beyond.block <= beyond.last).all()):
-                finished, rows = self._block(page, rows, {}).tokens, beyond
-        before = self._block(page, rows, memory)
-        groups = self._groups(page, before, rows)
+        if all(row.reading for row in rows) and reader.room > 1:
+            beyond = [self._moved(row, over=True, ended=False) for row in rows]
+            if all(row.block <= row.last and not row.reading for row in beyond):
+                finished = page.tokens[self._at(rows, page)]  # read with the next, in one pass
+                rows = beyond
+        at = self._at(rows, page)
+        before = Canvas(page.tokens[at], page.noisy[at], page.fixed[at], memory)
+        groups = self._groups(page, before, at, rows)
         where = torch.zeros_like(before.noisy)
-        seen = torch.zeros(len(where), dtype=torch.float64, device=where.device)
+        seen = torch.zeros(len(rows), dtype=torch.float64, device=where.device)
         for group in groups:
             args = (group.part, group.t, group.s, group.rng)
             where[group.index] = group.step.wanted(*args)
             told = getattr(self.step, "told", None)
             seen[group.index] = told(group.part, group.t, group.rng) if told else group.t
-        logits, reader = self._look(reader, before.tokens, seen, where, rows.reading, finished)
+        keep = torch.tensor([row.reading for row in rows], device=where.device)
+        logits, reader = self._look(reader, before.tokens, seen, where, keep, finished)
         tokens, noisy, kept = before.tokens.clone(), before.noisy.clone(), {}
-        owner = where.nonzero()[:, 0]
         for group in groups:
-            own = logits[torch.isin(owner, group.index)] if len(groups) > 1 else logits
-            after = self._stepped(page, rows.select(group.index), group, where, own)
+            mine = torch.zeros_like(where)
+            mine[group.index] = where[group.index]
+            own = logits[mine[where]] if len(groups) > 1 else logits
+            after = self._stepped(page, group, where[group.index], own)
             tokens[group.index], noisy[group.index] = after.tokens, after.noisy
             for key, values in after.memory.items():
                 empty = values.new_zeros((len(tokens), *values.shape[1:]))
                 kept.setdefault(key, empty)[group.index] = values
-        over = rows.reading | ~noisy.any(1)
-        if getattr(self.step, "reopens", False):
-            over &= rows.reading | (rows.tick + 1 >= rows.share)
         after = replace(before, tokens=tokens, noisy=noisy)
-        page = pasted(page, self._at(rows), after)
+        page = pasted(page, at, after)
+        reopens = getattr(self.step, "reopens", False)
+        over = [
+            row.reading or not (left or (reopens and row.tick + 1 < row.share))
+            for row, left in zip(rows, noisy.any(1).tolist(), strict=True)
+        ]
         page, ended = self._ended(page, rows, after, over)
-        return page, kept, reader, self._moved(page, rows, over, ended)
+        moved = [self._moved(*each) for each in zip(rows, over, ended, strict=True)]
+        return page, kept, reader, moved
 
-    def _groups(self, page: Canvas, part: Canvas, rows: _Rows) -> list[_Group]:
+    def _groups(
+        self, page: Canvas, part: Canvas, at: tuple[Tensor, Tensor], rows: Sequence[_Row]
+    ) -> list[_Group]:
         """A rule remembers within a block: rows that begin one know nothing yet."""
-        t = (1 - rows.tick.double() / rows.share).clamp_min(0)
-        s = (1 - (rows.tick + 1).double() / rows.share).clamp_min(0)
-        rng = self.rng.select(rows.number).fold(rows.block).fold(rows.tick)
         groups = []
         for begins in (True, False):
-            index = (((rows.tick == 0) == begins) & ~rows.reading).nonzero()[:, 0]
-            if len(index):
-                memory = {} if begins else {k: v[index] for k, v in part.memory.items()}
-                own = Canvas(part.tokens[index], part.noisy[index], part.fixed[index], memory)
-                starts = (rows.block[index] * self.size).tolist()
-                step = placed(self.step, page, rows.number[index].tolist(), starts, self.size)
-                groups.append(_Group(index, own, t[index], s[index], rng.select(index), step))
+            chosen = [
+                i for i, row in enumerate(rows) if (row.tick == 0) == begins and not row.reading
+            ]
+            if chosen:
+                groups.append(self._group(page, part, at, rows, chosen, begins))
         return groups
+
+    def _group(
+        self,
+        page: Canvas,
+        part: Canvas,
+        at: tuple[Tensor, Tensor],
+        rows: Sequence[_Row],
+        chosen: list[int],
+        begins: bool,
+    ) -> _Group:
+        device, own = part.tokens.device, [rows[i] for i in chosen]
+        index: Tensor | slice = slice(None)
+        if len(chosen) < len(rows):
+            index = torch.tensor(chosen, device=device)
+        memory = {} if begins else {key: values[index] for key, values in part.memory.items()}
+        passed = [(row.tick / row.share, (row.tick + 1) / row.share) for row in own]
+        times = torch.tensor(passed, dtype=torch.float64, device=device)
+        t, s = (1 - times).clamp_min(0).unbind(1)
+        folds = torch.tensor([(row.number, row.block, row.tick) for row in own], device=device)
+        number, block, tick = folds.unbind(1)
+        return _Group(
+            index,
+            Canvas(part.tokens[index], part.noisy[index], part.fixed[index], memory),
+            (at[0][index], at[1][index]),
+            t,
+            s,
+            self.rng.select(number).fold(block).fold(tick),
+            placed(
+                self.step,
+                page,
+                [row.number for row in own],
+                [row.block * self.size for row in own],
+                self.size,
+            ),
+        )
 
     def _look(
         self,
@@ -196,58 +235,66 @@ class _Writer:
             logits = found if wanted else logits
         return logits, reader
 
-    def _stepped(
-        self, page: Canvas, rows: _Rows, group: _Group, where: Tensor, logits: Tensor
-    ) -> Canvas:
-        where = where[group.index]
-        wide = [OnPage(change, page, self._at(rows)) for change in self.filters]
+    def _stepped(self, page: Canvas, group: _Group, where: Tensor, logits: Tensor) -> Canvas:
+        wide = [on_page(change, page, group.at) for change in self.filters]
         if bool(where.any()):
             for change in wide:
-                if not change.sharpens:
+                if not getattr(change, "sharpens", False):
                     logits = change(logits, group.part, where)
-        sharp = Sharp(logits, where, group.part, tuple(c for c in wide if c.sharpens))
+        sharpening = tuple(change for change in wide if getattr(change, "sharpens", False))
+        sharp = Sharp(logits, where, group.part, sharpening)
         return group.step(group.part, where, logits, sharp, group.t, group.s, group.rng)
 
     def _ended(
-        self, page: Canvas, rows: _Rows, part: Canvas, over: Tensor
-    ) -> tuple[Canvas, Tensor]:
-        """The page with the rest of ended rows filled, and which rows [R] have ended."""
-        settled = (~part.noisy).long().cumprod(1).bool() & ~part.fixed
-        if getattr(self.step, "reopens", False):
-            settled &= over[:, None]
-        found = torch.isin(part.tokens, torch.tensor(self.ends, device=over.device)) & settled
-        ended = found.any(1) & ~rows.reading
-        if not bool(ended.any()):
-            return page, ended
-        place = torch.arange(page.tokens.shape[1], device=over.device)
-        end = rows.block * self.size + found.long().argmax(1)
+        self, page: Canvas, rows: Sequence[_Row], part: Canvas, over: Sequence[bool]
+    ) -> tuple[Canvas, list[bool]]:
+        """The page with the rest of ended rows filled, and which rows have ended."""
+        nobody, device = [False] * len(rows), part.tokens.device
+        found = torch.isin(part.tokens, torch.tensor(self.ends, device=device)) & ~part.fixed
+        if not bool(found.any()):
+            return page, nobody
+        found &= (~part.noisy).long().cumprod(1).bool()
+        reopens = getattr(self.step, "reopens", False)
+        ended = [
+            end and not row.reading and (done or not reopens)
+            for row, end, done in zip(rows, found.any(1).tolist(), over, strict=True)
+        ]
+        if not any(ended):
+            return page, nobody
         after = torch.zeros_like(page.noisy)
-        after[rows.number[ended]] = place > end[ended, None]
+        for row, first, end in zip(rows, found.long().argmax(1).tolist(), ended, strict=True):
+            if end:
+                after[row.number, row.block * self.size + first + 1 :] = True
         after &= ~page.fixed
         tokens = page.tokens.masked_fill(after, self.filler)
         fixed, noisy = page.fixed | after, page.noisy & ~after
         return replace(page, tokens=tokens, noisy=noisy, fixed=fixed), ended
 
-    def _moved(self, page: Canvas, rows: _Rows, over: Tensor, ended: Tensor) -> _Rows:
+    def _moved(self, row: _Row, over: bool, ended: bool) -> _Row:
         """Finished blocks are read next, and read ones left behind; nobody waits."""
-        leave = ended | (over & (rows.reading | (rows.block == rows.last)))
-        block = torch.where(ended, rows.last + 1, rows.block + leave)
-        tick = torch.where(over, 0, rows.tick + 1)
-        moved = replace(rows, block=block, tick=tick, reading=over & ~leave)
-        within = block <= rows.last
-        safe = replace(moved, block=torch.where(within, block, rows.last))
-        noisy = self._block(page, safe, {}).noisy.any(1)
-        share = torch.where(leave, self.shares(page, safe), rows.share)
-        return replace(moved, share=share, reading=moved.reading | (leave & within & ~noisy))
+        if ended:
+            return replace(row, block=row.last + 1)
+        if not over:
+            return replace(row, tick=row.tick + 1)
+        if not row.reading and row.block < row.last:
+            return replace(row, tick=0, reading=True)
+        row = replace(row, block=row.block + 1, tick=0, reading=False)
+        if row.block > row.last:
+            return row
+        return replace(row, share=self._share(row), reading=not row.noisy[row.block])
 
-    def _at(self, rows: _Rows) -> tuple[Tensor, Tensor]:
+    def _share(self, row: _Row) -> int:
+        """Steps that the row's block has."""
+        if self.num_steps is None:
+            return max(1, row.noisy[row.block])
+        least, more = divmod(self.num_steps, row.last - row.first + 1)
+        return least + (row.block - row.first < more)
+
+    def _at(self, rows: Sequence[_Row], page: Canvas) -> tuple[Tensor, Tensor]:
         """Where the rows' blocks are on the page: indices [R, 1] and [R, S]."""
-        place = torch.arange(self.size, device=rows.block.device)
-        return rows.number[:, None], rows.block[:, None] * self.size + place
-
-    def _block(self, page: Canvas, rows: _Rows, memory: Mapping[str, Tensor]) -> Canvas:
-        at = self._at(rows)
-        return Canvas(page.tokens[at], page.noisy[at], page.fixed[at], memory)
+        found = [(row.number, row.block * self.size) for row in rows]
+        number, start = torch.tensor(found, device=page.tokens.device)[..., None].unbind(1)
+        return number, start + torch.arange(self.size, device=start.device)
 
 
 def _widened(canvas: Canvas, by: int, filler: int) -> Canvas:
@@ -261,4 +308,6 @@ def _widened(canvas: Canvas, by: int, filler: int) -> Canvas:
 
 
 def _narrowed(page: Canvas, width: int) -> Canvas:
+    if page.tokens.shape[1] == width:
+        return page
     return Canvas(page.tokens[:, :width], page.noisy[:, :width], page.fixed[:, :width])

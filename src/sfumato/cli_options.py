@@ -110,6 +110,10 @@ class Writing:
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32 or bf16: how the network computes.")
     ] = None
+    torch_compile: Annotated[
+        bool | None,
+        typer.Option(help="Faster passes for one text at a time; tens of seconds at first."),
+    ] = None
     regex: Annotated[
         str | None, typer.Option(help="All new text (with --infill: of each gap) matches it.")
     ] = None

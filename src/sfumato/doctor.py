@@ -88,9 +88,9 @@ def _processor() -> Finding:
 
 def _compiler() -> Finding:
     if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
-        return Finding("C++ compiler", "ok", "train.torch_compile=true is available")
+        return Finding("C++ compiler", "ok", "torch_compile=true is available")
     mend = "apt install g++" if sys.platform == "linux" else "xcode-select --install"
-    return Finding("C++ compiler", "note", f"for train.torch_compile=true on a CPU: {mend}")
+    return Finding("C++ compiler", "note", f"for torch_compile=true on a CPU: {mend}")
 
 
 def _model(name: str) -> Finding:

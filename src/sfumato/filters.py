@@ -5,7 +5,7 @@ nothing is modified in place, so the order of filters is the only thing that mat
 
 A filter that `sharpens` (temperature, top-k, top-p, min-p) changes what is drawn, not what the
 model believes, so a rule that decides the surest positions first does not see it: at temperature 0
-all would be sure.
+all would be sure. One that is `blind` reads the logits alone, wherever on a canvas they are.
 """
 
 import math
@@ -25,6 +25,7 @@ class Temperature:
 
     value: float
     sharpens = True
+    blind = True
 
     def __post_init__(self):
         if not (self.value >= 0 and math.isfinite(self.value)):
@@ -47,6 +48,7 @@ class TopK:
 
     k: int
     sharpens = True
+    blind = True
 
     def __post_init__(self):
         if self.k < 1:
@@ -66,6 +68,7 @@ class TopP:
 
     p: float
     sharpens = True
+    blind = True
 
     def __post_init__(self):
         if not 0 < self.p <= 1:
@@ -87,6 +90,7 @@ class MinP:
 
     p: float
     sharpens = True
+    blind = True
 
     def __post_init__(self):
         if not 0 <= self.p <= 1:
@@ -124,6 +128,7 @@ class Suppress:
     """Tokens that are never written: special ids, words a user bans."""
 
     ids: tuple[int, ...]
+    blind = True
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if not self.ids:

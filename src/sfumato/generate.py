@@ -150,7 +150,7 @@ def generate(
             times = shared_times(num_steps, noisy, number)
         rows, width = part.tokens.shape
         at = (slice(None), slice(start, start + width))
-        wide = [OnPage(change, canvas, at) for change in filters]
+        wide = [on_page(change, canvas, at) for change in filters]
         rule = placed(step, canvas, range(rows), [start] * rows, width)
         pages = denoise(around, part, rule, times, rng.fold(number), filters=wide)
         for part in pages:
@@ -168,6 +168,11 @@ def placed(step: Step, page: Canvas, rows: Sequence[int], starts: Sequence[int],
 
 
 Place = tuple[slice | Tensor, slice | Tensor]  # an index of a page [B, L]: where a block of it is
+
+
+def on_page(change: Filter, page: Canvas, at: Place) -> Filter:
+    """A filter for blocks of a page; one that is `blind` to the canvas as it is."""
+    return change if getattr(change, "blind", False) else OnPage(change, page, at)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ class GenerationOptions:
     choices: tuple[str, ...] | None = None  # ... is one of these
     seed: int | None = None  # None: another text every time
     precision: str = "auto"  # of the network: "fp32", "bf16", or what the device multiplies fastest
+    torch_compile: bool = False  # one text at a time, of a model with an exact cache: faster passes
 
     def __post_init__(self):
         for name in ("length", "grow", "canvas", "num_steps", "block", "approx_refresh"):
@@ -234,6 +235,14 @@ class GenerationOptions:
             raise ConfigError(
                 f"step '{self.step}' looks at every position anew, so nothing can be kept; "
                 "leave approx_cache out"
+            )
+
+    def check_compile(self, exact: bool) -> None:
+        """Raise if there is nothing to compile, the model having no exact cache."""
+        if self.torch_compile and not exact:
+            raise ConfigError(
+                "torch_compile is for models of blocks and autoregressive ones, whose passes are "
+                "alike; this one has full attention: leave it out"
             )
 
     def growth(self) -> Growth:

@@ -376,7 +376,7 @@ class DiffusionLM:
 
     def _canvases(self, task: Task) -> Iterator[Canvas]:
         options, written = task.options, (task.canvas, task.step, task.rng)
-        network = self.network.compute(options.precision)
+        network = self.network.compute(options.precision, options.torch_compile)
         shared: dict[str, Any] = {"num_steps": options.num_steps, "filters": task.filters}
         ending = {"ends": tuple(sorted(self.reader.ends)), "filler": self.special.filler}
         if self.block_size:
@@ -416,6 +416,7 @@ class DiffusionLM:
         self.network.check(options.precision)
         options.check_growth(self.corruption, self.autoregressive or bool(self.block_size))
         options.check_approximate(self.corruption, self.autoregressive or bool(self.block_size))
+        options.check_compile(self.autoregressive or bool(self.block_size))
         seed = secrets.randbits(31) if options.seed is None else options.seed
         return replace(options, seed=seed)
 

@@ -55,7 +55,8 @@ class Pace:
 
 def lap(lm: DiffusionLM, **changes: Any) -> Lap:
     """Write one text and stop the time."""
-    network = lm.network.compute(lm.options.with_changes(**changes).precision)
+    options = lm.options.with_changes(**changes)
+    network = lm.network.compute(options.precision, options.torch_compile)
     before, begin = network.passes, time.perf_counter()
     made = lm.generate(**changes)
     seconds = time.perf_counter() - begin
@@ -77,7 +78,8 @@ def autoregressive_lap(lm: DiffusionLM, length: int, seed: int) -> Lap:
     greedy = any(getattr(change, "greedy", False) for change in filters)
     rng, written = Rng.from_seed(seed, device=device), []
     begin = time.perf_counter()
-    reader = Reader(lm.network.compute(options.precision), lm.special.mask, 1).begin(token, zero)
+    network = lm.network.compute(options.precision, options.torch_compile)
+    reader = Reader(network, lm.special.mask, 1).begin(token, zero)
     for place in range(length):
         logits, reader = reader.advance(token, torch.zeros_like(one).float(), one, one[0])
         for change in filters:

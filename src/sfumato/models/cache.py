@@ -127,6 +127,17 @@ class Store:
     def empty(cls, rows: int, columns: int, device: torch.device) -> "Store":
         return cls([], torch.full((rows, columns), -1, dtype=torch.int64, device=device))
 
+    def furnish(self, layers: int, heads: int, width: int, dtype: torch.dtype) -> None:
+        """Make room for the first `layers` layers."""
+        while len(self.layers) < layers:
+            with torch.inference_mode(False):  # kept beyond the pass that asks for it
+                keys = torch.zeros(
+                    (*self.positions.shape, heads, width),
+                    dtype=dtype,
+                    device=self.positions.device,
+                )
+                self.layers.append((keys, torch.zeros_like(keys)))
+
     def copy(self, lengths: Tensor) -> KeyValues | None:
         """What has been read, as a value."""
         used = min(int(lengths.max()), self.positions.shape[1])
@@ -189,10 +200,7 @@ class _Columns:
 
     def join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         reading, layers = self.reading, self.reading.store.layers
-        batch, heads, _, width = keys.shape
-        if len(layers) == self.number:
-            shape = (batch, reading.store.positions.shape[1], heads, width)
-            layers.append((keys.new_zeros(shape), values.new_zeros(shape)))
+        reading.store.furnish(self.number + 1, keys.shape[1], keys.shape[3], keys.dtype)
         joined = []
         for kept, new in zip(layers[self.number], (keys, values), strict=True):
             kept[reading.place] = new.transpose(1, 2)

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.devices import find_dtype
 from sfumato.errors import ConfigError
-from sfumato.models.attend import Attend
-from sfumato.models.cache import Before, KeyValues, Layer, Past
+from sfumato.models.attend import Attend, BlockCausal
+from sfumato.models.cache import Before, KeyValues, Layer, Past, Reading
+from sfumato.models.compiled import CompiledPass, Frozen
 from sfumato.models.transformer import (
     Attention,
     Block,
@@ -57,23 +58,24 @@ def _packs(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-class PackedBlock:
+class PackedBlock(nn.Module):
     """`transformer.Block` without dropout, over a float32 residual stream or a better one."""
 
-    def __init__(self, block: Block, rows: int):
+    def __init__(self, block: Block, rows: int, product: "type[Product | Frozen]"):
+        super().__init__()
         attention: Attention = block.attention
         self.heads, self.width = attention.heads, attention.width
         self.norm = Norm(block.attention_norm, attention.qkv.in_features)
         self.turned = Norm(attention.query_norm, self.width)
         self.queries, self.keys = self.turned.scales, Norm(attention.key_norm, self.width).scales
-        self.qkv = Product(self.norm.scaled(attention.qkv.weight), rows)
-        self.out = Product(attention.out.weight, rows)
-        self.gate_up = Product(
+        self.qkv = product(self.norm.scaled(attention.qkv.weight), rows)
+        self.out = product(attention.out.weight, rows)
+        self.gate_up = product(
             Norm(block.mlp_norm, attention.qkv.in_features).scaled(block.mlp.gate_up.weight), rows
         )
-        self.down = Product(block.mlp.down.weight, rows)
+        self.down = product(block.mlp.down.weight, rows)
 
-    def __call__(
+    def forward(
         self,
         x: Tensor,  # [B * L, D], changed in place
         cos: Tensor,  # [B, L, 2, 1, E], with the scales of queries and keys
@@ -124,11 +126,16 @@ class Norm:
 class Packed:
     """A `DiffusionTransformer` as it is now: later changes of its weights do not reach here.
 
-    It computes in `dtype`; the residual stream and logits are float32 or better.
+    It computes in `dtype`; the residual stream and logits are float32 or better. With
+    `torch_compile` the passes of one text over its store are compiled (`models.compiled`).
     """
 
     def __init__(
-        self, model: DiffusionTransformer, dtype: torch.dtype | None = None, rows: int = 16
+        self,
+        model: DiffusionTransformer,
+        dtype: torch.dtype | None = None,
+        rows: int = 16,
+        torch_compile: bool = False,
     ):
         self.config, self.attend = model.config, model.attend
         self.passes = 0  # so far
@@ -136,8 +143,8 @@ class Packed:
             model = copy.deepcopy(model).to(dtype=dtype)  # type: ignore[call-arg]
         self.model = model
         self.exact = torch.promote_types(model.dtype, torch.float32)
-        with torch.inference_mode():
-            self.blocks = [PackedBlock(block, rows) for block in model.blocks]  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.blocks = [PackedBlock(block, rows, Product) for block in model.blocks]  # type: ignore[arg-type]
             self.norm = Norm(model.norm, self.config.hidden_size)
             self.head = Product(self.norm.scaled(model.head.weight), rows)
             width = self.config.head_width
@@ -148,6 +155,11 @@ class Packed:
             ahead = torch.ones_like(exponent, dtype=self.exact)
             ahead[: width // 2] = -1
             self.scales = cos, cos.roll(width // 2, -1) * ahead  # [layers, 1, 1, 2, 1, E] each
+            self.compiled = CompiledPass(self) if torch_compile else None
+
+    def frozen_blocks(self) -> list[PackedBlock]:
+        """Its blocks with weights as they come."""
+        return [PackedBlock(block, 1, Frozen) for block in self.model.blocks]  # type: ignore[arg-type]
 
     def __call__(
         self,
@@ -178,7 +190,13 @@ class Packed:
         positions: Tensor | None,
         attend: Attend,
         past: Past | None,
-    ) -> tuple[Tensor, KeyValues]:
+    ) -> tuple[Tensor, KeyValues | None]:
+        plain = isinstance(past, Reading) and positions is None and segments is None
+        if self.compiled is not None and plain and self._short(input_ids, attend):
+            logits = self.compiled(input_ids, t, past, attend)
+            if where is None:
+                return logits.view(*input_ids.shape, -1), None
+            return logits[where.flatten()], None
         start = self.model.begin(input_ids, t, segments, positions, attend, past)
         x, angle = start.x.to(self.exact), start.positions[..., None] * self.rates  # [B, L, E]
         angle = angle[:, :, None, None]
@@ -194,6 +212,11 @@ class Packed:
         logits = self.head(self.norm(x).to(self.head.dtype)).to(self.exact)
         logits = logits if index is not None else logits.view(*input_ids.shape, -1)
         return logits, KeyValues(tuple(fresh), start.positions, start.segments)
+
+    def _short(self, input_ids: Tensor, attend: Attend) -> bool:
+        """Whether it is a pass of the kind that comes again and again: one text, a block or two."""
+        size = attend.size if isinstance(attend, BlockCausal) else 1
+        return len(input_ids) == 1 and input_ids.shape[1] in (size, 2 * size)
 
 
 class Network:
@@ -214,7 +237,7 @@ class Network:
                 "or load it with another dtype"
             )
 
-    def compute(self, precision: str = "auto") -> Any:
+    def compute(self, precision: str = "auto", torch_compile: bool = False) -> Any:
         """In this precision; a model with an encoder is taken as it is."""
         model = self.model
         if type(model) is not DiffusionTransformer:
@@ -222,7 +245,7 @@ class Network:
         dtype = model.dtype
         if dtype in (torch.float32, torch.bfloat16):  # others were asked for by their name
             dtype = find_dtype(precision, model.device)
-        made_of = (dtype, *((w.data_ptr(), w._version) for w in model.parameters()))
+        made_of = (dtype, torch_compile, *((w.data_ptr(), w._version) for w in model.parameters()))
         if self.packed is None or self.made_of != made_of:
-            self.made_of, self.packed = made_of, Packed(model, dtype)
+            self.made_of, self.packed = made_of, Packed(model, dtype, torch_compile=torch_compile)
         return self.packed

@@ -276,7 +276,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         steps = torch.arange(self.waves, device=t.device, dtype=torch.float32)
         angle = 1000 * t.float()[:, None] * torch.exp(-math.log(10000) / self.waves * steps)
-        return self.down(F.silu(self.up(torch.cat((angle.sin(), angle.cos()), -1))))
+        waves = torch.cat((angle.sin(), angle.cos()), -1).to(self.up.weight.dtype)
+        return self.down(F.silu(self.up(waves)))
 
 
 class DiffusionTransformer(PreTrainedModel):
