@@ -44,7 +44,7 @@ def attention(kind: str) -> Callable[[], object]:
     }[kind]
 
     def mix(x: Tensor) -> Tensor:
-        q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
+        q, k, v = block.attention.turn(block.project(x), cos, sin)
         return attend(q, k, v, bias).transpose(1, 2).reshape(x.shape)
 
     compiled = torch.compile(mix)

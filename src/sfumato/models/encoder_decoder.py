@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import ConfigError
+from sfumato.models.alike import Alike
 from sfumato.models.attend import HIDDEN, Full, attention_allowed, positions_from
 from sfumato.models.cache import Before
 from sfumato.models.cache import Layer as Read
@@ -118,11 +119,12 @@ class SourceBlock(Block):
         bias: Tensor | None,
         past: Read | None = None,
         index: Tensor | None = None,
+        alike: Alike | None = None,  # none where a source is read
         layer: Layer | None = None,
     ) -> tuple[Tensor, Before]:
         if layer is not None:
             x = x + F.dropout(self.cross(x, layer), self.dropout, self.training)
-        return super().forward(x, cos, sin, bias, past, index)
+        return super().forward(x, cos, sin, bias, past, index, alike)
 
 
 class TextEncoder(nn.Module):

@@ -22,6 +22,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from sfumato.errors import ConfigError, near
+from sfumato.models.alike import Alike
 from sfumato.models.attend import (
     HIDDEN,
     Attend,
@@ -191,10 +192,10 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(self.width, config.rms_norm_eps)
         self.key_norm = RMSNorm(self.width, config.rms_norm_eps)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B * L, D] -> queries, keys, values, each [B, H, L, E]."""
+    def turn(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B * L, 3 * D] -> queries, keys, values, each [B, H, L, E]."""
         batch, _, length, _ = cos.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.width).unbind(2)
+        q, k, v = qkv.view(batch, length, 3, self.heads, self.width).unbind(2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         q = rotate(self.query_norm(q), cos, sin).to(v.dtype)
         k = rotate(self.key_norm(k), cos, sin).to(v.dtype)
@@ -222,6 +223,10 @@ class Block(nn.Module):
         self.dropout = config.dropout
         self.compiled = False  # in training
 
+    def project(self, x: Tensor) -> Tensor:
+        """What attention needs of each position, [N, D] -> [N, 3 * D]."""
+        return self.attention.qkv(self.attention_norm(x))
+
     def mix(
         self,
         x: Tensor,  # [B * L, D]
@@ -231,11 +236,22 @@ class Block(nn.Module):
         past: Layer | None = None,
     ) -> tuple[Tensor, Before]:
         """What each position gathers from those it sees, [B * L, D]; the new keys and values."""
-        q, k, v = self.attention.project(self.attention_norm(x), cos, sin)
+        return self.gather(self.project(x), cos, sin, bias, past)
+
+    def gather(
+        self,
+        qkv: Tensor,  # [B * L, 3 * D]
+        cos: Tensor,
+        sin: Tensor,
+        bias: Tensor | None,
+        past: Layer | None,
+    ) -> tuple[Tensor, Before]:
+        """The same from what is projected."""
+        q, k, v = self.attention.turn(qkv, cos, sin)
         new = Before(k, v)
         if past is not None:
             k, v = past.join(k, v)
-        return attention(q, k, v, bias).transpose(1, 2).reshape(x.shape), new
+        return attention(q, k, v, bias).transpose(1, 2).reshape(len(qkv), -1), new
 
     def update(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Each position by itself, [N, D]."""
@@ -250,18 +266,25 @@ class Block(nn.Module):
         bias: Tensor | None,  # [B, 1, L, P + L], 0 where seen and -inf elsewhere
         past: Layer | None = None,
         index: Tensor | None = None,  # [N] positions wanted; the last block computes no others
+        alike: Alike | None = None,  # what x is made of, where many positions are the same
     ) -> tuple[Tensor, Before]:
-        mix, update = _compiled() if self.compiled and self.training else (Block.mix, Block.update)
-        mixed, new = mix(self, x, cos, sin, bias, past)
+        parts = (Block.mix, Block.gather, Block.update)
+        mix, gather, update = _compiled() if self.compiled and self.training else parts
+        if alike is None:
+            mixed, new = mix(self, x, cos, sin, bias, past)
+        else:
+            qkv = alike.spread(self.project(alike.rows))
+            mixed, new = gather(self, qkv, cos, sin, bias, past)
         if index is not None:
             x, mixed = x[index], mixed[index]
         return update(self, x, mixed), new
 
 
 @functools.cache
-def _compiled() -> tuple[Callable, Callable]:
-    """`Block.mix` and `Block.update` compiled, for all blocks alike; rows of any number."""
-    return torch.compile(Block.mix), torch.compile(Block.update, dynamic=True)
+def _compiled() -> tuple[Callable, Callable, Callable]:
+    """The parts of a block compiled, for all blocks alike; rows of any number."""
+    mix, gather = torch.compile(Block.mix), torch.compile(Block.gather)
+    return mix, gather, torch.compile(Block.update, dynamic=True)
 
 
 class TimeEmbedding(nn.Module):
@@ -368,9 +391,10 @@ class DiffusionTransformer(PreTrainedModel):
     ) -> tuple[Tensor, KeyValues]:
         """Final hidden states, [B, L, D] or [N, D] at `where`, and this call's keys and values."""
         start = self.begin(input_ids, t, segments, positions, attend, past)
+        alike = self._alike(input_ids) if source is None else None
         index = None if where is None else where.flatten().nonzero()[:, 0]
         cos, sin = rotary(start.positions, self.config.head_width, self.config.rope_theta)
-        x, fresh = start.x, []
+        x, fresh = start.x if alike is None else alike.spread(alike.rows), []
         for number, block in enumerate(self.blocks):
             last = number == len(self.blocks) - 1
             arguments = (
@@ -380,6 +404,7 @@ class DiffusionTransformer(PreTrainedModel):
                 start.bias,
                 None if past is None else past.layer(number),
                 index if last else None,
+                None if number else alike,
                 *(() if source is None else (source.layers[number],)),
             )
             if self.gradient_checkpointing and self.training:
@@ -390,6 +415,14 @@ class DiffusionTransformer(PreTrainedModel):
         x = self.norm(x)
         x = x if index is not None else x.view(*input_ids.shape, -1)
         return x, KeyValues(tuple(fresh), start.positions, start.segments)
+
+    def _alike(self, input_ids: Tensor) -> Alike | None:
+        """Distinct embeddings, where gradients are wanted on a CPU: a third of the first block's
+        products; elsewhere finding them costs more. Of positions that see the time, none."""
+        if input_ids.device.type != "cpu" or not torch.is_grad_enabled() or self.time is not None:
+            return None
+        distinct, index = input_ids.flatten().unique(return_inverse=True)
+        return Alike(self.embed(distinct), index)
 
     def _positions(
         self,
@@ -452,7 +485,7 @@ class DiffusionTransformer(PreTrainedModel):
         return DiffusionOutput(loss=scored.value, nll=scored.nll, correct=scored.correct)
 
     def compile_blocks(self) -> None:
-        """Let torch.compile fuse the blocks' element-wise work in training; all share two graphs.
+        """Let torch.compile fuse the blocks' element-wise work in training; all share three graphs.
 
         Costs tens of seconds at the first step (less when torch's cache is warm), and needs a C++
         compiler on a CPU. Outside of training nothing changes.
