@@ -1,4 +1,4 @@
-"""Decoding speed of a trained model of blocks: 256 new tokens at temperature 0.8.
+"""Decoding speed of a trained model of blocks: 256 new tokens.
 
     python benchmarks/decoding_speed.py --batch 1 --json decoding_1.json
     python benchmarks/decoding_speed.py --batch 1 --model FOLDER
@@ -10,7 +10,8 @@ the same dimensions:
   logits of all positions and a draw at each of them in every step;
 - `llama`: Hugging Face's `generate()` with its cache;
 - `one-by-one`: the same weights, one token a pass from left to right, with the exact cache;
-- `autoregressive`: this package's cached autoregression over a causal network.
+- `autoregressive`: this package's cached autoregression over a causal network;
+- both and the model also with `torch_compile`, compiled before the time is taken.
 
 No text ends before its 256 tokens: tokens that end it are suppressed. Quality is not measured here:
 `sfumato calibrate --judge` draws it beside the speed.
@@ -98,7 +99,6 @@ def written(lm: Any, shape: Shape, clock: Clock, laps: int, **changes: Any) -> d
         "num_samples": shape.batch,
         "length": shape.length,
         "suppress": tuple(sorted(lm.reader.ends)),
-        "temperature": TEMPERATURE,
         **changes,
     }
     # the fewest tokens that a page of whole blocks can have left over: room for the start token
@@ -108,9 +108,9 @@ def written(lm: Any, shape: Shape, clock: Clock, laps: int, **changes: Any) -> d
         pages = lm.stream("", seed=seed, **{**asked, "length": length})
         return lm.finish(deque(pages, maxlen=1)[0])
 
-    write(16, 0)
+    write(32, 0)
     clock.lap()
-    network = lm.network.compute(lm.options.precision)
+    network = lm.network.compute(lm.options.precision, changes.get("torch_compile", False))
     for number in range(laps):
         before = network.passes
         made = write(asked["length"], 1 + number)
@@ -135,10 +135,17 @@ def race_of(model: str) -> dict[str, Any]:
     def fast(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
         return written(load(), shape, clock, laps)
 
+    def fast_compiled(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+        return written(load(), shape, clock, laps, torch_compile=True)
+
     def one_by_one(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
         return written(load(), shape, clock, laps, step="left_to_right", num_steps=None)
 
-    def causal(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+    def one_by_one_compiled(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+        own = {"step": "left_to_right", "num_steps": None, "torch_compile": True}
+        return written(load(), shape, clock, laps, **own)
+
+    def causal(shape: Shape, clock: Clock, laps: int, **changes: Any) -> dict[str, Any]:
         import torch
 
         from sfumato import DiffusionLM
@@ -150,10 +157,20 @@ def race_of(model: str) -> dict[str, Any]:
         about |= {"attention": "causal", "block_size": None, "objective": "next_token"}
         torch.manual_seed(0)
         network = DiffusionTransformer(TransformerConfig(**about)).eval()
-        options = GenerationOptions(layout=lm.options.layout)
-        return written(DiffusionLM(network, lm.tokenizer, options), shape, clock, laps)
+        options = GenerationOptions(layout=lm.options.layout, temperature=TEMPERATURE)
+        return written(DiffusionLM(network, lm.tokenizer, options), shape, clock, laps, **changes)
 
-    return {"one-by-one": one_by_one, "autoregressive": causal, "sfumato": fast}
+    def causal_compiled(shape: Shape, clock: Clock, laps: int) -> dict[str, Any]:
+        return causal(shape, clock, laps, torch_compile=True)
+
+    return {
+        "one-by-one": one_by_one,
+        "one-by-one-compiled": one_by_one_compiled,
+        "autoregressive": causal,
+        "autoregressive-compiled": causal_compiled,
+        "sfumato": fast,
+        "sfumato-compiled": fast_compiled,
+    }
 
 
 def make_race(batch: int, model: str = "stories") -> Race:
