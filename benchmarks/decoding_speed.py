@@ -110,7 +110,8 @@ def written(lm: Any, shape: Shape, clock: Clock, laps: int, **changes: Any) -> d
 
     write(32, 0)
     clock.lap()
-    network = lm.network.compute(lm.options.precision, changes.get("torch_compile", False))
+    alone = changes.get("torch_compile", False) and shape.batch == 1
+    network = lm.network.compute(lm.options.precision, alone)
     for number in range(laps):
         before = network.passes
         made = write(asked["length"], 1 + number)

@@ -65,7 +65,7 @@ def tiny_lm(
     return DiffusionLM(model.eval(), tokenizer(), options)
 
 
-def taught(objective: str = "masked", steps: int = 200) -> DiffusionLM:
+def taught(objective: str = "masked", steps: int = 300) -> DiffusionLM:
     """A model that knows `SENTENCES` by heart, in a few seconds."""
     lm = tiny_lm(objective=objective)
     with torch.random.fork_rng():

@@ -376,7 +376,8 @@ class DiffusionLM:
 
     def _canvases(self, task: Task) -> Iterator[Canvas]:
         options, written = task.options, (task.canvas, task.step, task.rng)
-        network = self.network.compute(options.precision, options.torch_compile)
+        alone = options.torch_compile and len(task.rows) == 1
+        network = self.network.compute(options.precision, alone)
         shared: dict[str, Any] = {"num_steps": options.num_steps, "filters": task.filters}
         ending = {"ends": tuple(sorted(self.reader.ends)), "filler": self.special.filler}
         if self.block_size:

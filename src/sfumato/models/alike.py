@@ -16,11 +16,11 @@ class Alike(NamedTuple):
     """Distinct rows [U, D], and which of them every position [N] has."""
 
     rows: Tensor
-    index: Tensor
+    owner: Tensor
 
     def spread(self, rows: Tensor) -> Tensor:
         """What was made of the rows [U, ...], at every position [N, ...]."""
-        return _Spread.apply(rows, self.index)  # type: ignore[return-value]
+        return _Spread.apply(rows, self.owner)  # type: ignore[return-value]
 
 
 class _Spread(torch.autograd.Function):

@@ -126,8 +126,7 @@ class Norm:
 class Packed:
     """A `DiffusionTransformer` as it is now: later changes of its weights do not reach here.
 
-    It computes in `dtype`; the residual stream and logits are float32 or better. With
-    `torch_compile` the passes of one text over its store are compiled (`models.compiled`).
+    It computes in `dtype`; the residual stream and logits are float32 or better.
     """
 
     def __init__(
@@ -135,7 +134,6 @@ class Packed:
         model: DiffusionTransformer,
         dtype: torch.dtype | None = None,
         rows: int = 16,
-        torch_compile: bool = False,
     ):
         self.config, self.attend = model.config, model.attend
         self.passes = 0  # so far
@@ -155,7 +153,14 @@ class Packed:
             ahead = torch.ones_like(exponent, dtype=self.exact)
             ahead[: width // 2] = -1
             self.scales = cos, cos.roll(width // 2, -1) * ahead  # [layers, 1, 1, 2, 1, E] each
-            self.compiled = CompiledPass(self) if torch_compile else None
+        self.compiled: CompiledPass | None = None
+
+    def compile(self) -> "Packed":
+        """The same network, whose passes of one text over its store are compiled."""
+        other = copy.copy(self)
+        with torch.no_grad():
+            other.compiled, other.passes = CompiledPass(self), 0
+        return other
 
     def frozen_blocks(self) -> list[PackedBlock]:
         """Its blocks with weights as they come."""
@@ -226,6 +231,7 @@ class Network:
         self.model = model
         self.made_of: Any = None
         self.packed: Packed | None = None
+        self.compiled: Packed | None = None
 
     def check(self, precision: str) -> None:
         """Raise for another precision than a model with an encoder has."""
@@ -238,14 +244,20 @@ class Network:
             )
 
     def compute(self, precision: str = "auto", torch_compile: bool = False) -> Any:
-        """In this precision; a model with an encoder is taken as it is."""
+        """In this precision; a model with an encoder is taken as it is.
+
+        `torch_compile` is for one text at a time.
+        """
         model = self.model
         if type(model) is not DiffusionTransformer:
             return model
         dtype = model.dtype
         if dtype in (torch.float32, torch.bfloat16):  # others were asked for by their name
             dtype = find_dtype(precision, model.device)
-        made_of = (dtype, torch_compile, *((w.data_ptr(), w._version) for w in model.parameters()))
+        made_of = (dtype, *((w.data_ptr(), w._version) for w in model.parameters()))
         if self.packed is None or self.made_of != made_of:
-            self.made_of, self.packed = made_of, Packed(model, dtype, torch_compile=torch_compile)
-        return self.packed
+            self.made_of, self.packed, self.compiled = made_of, Packed(model, dtype), None
+        if not torch_compile:
+            return self.packed
+        self.compiled = self.compiled or self.packed.compile()
+        return self.compiled
