@@ -65,7 +65,7 @@ def tiny_lm(
     return DiffusionLM(model.eval(), tokenizer(), options)
 
 
-def taught(objective: str = "masked", steps: int = 300) -> DiffusionLM:
+def taught(objective: str = "masked", steps: int = 250) -> DiffusionLM:
     """A model that knows `SENTENCES` by heart, in a few seconds."""
     lm = tiny_lm(objective=objective)
     with torch.random.fork_rng():
@@ -79,11 +79,14 @@ def taught(objective: str = "masked", steps: int = 300) -> DiffusionLM:
     loss = NextToken() if objective == "next_token" else loss
     rates = TrainOptions(learning_rate=0.05, adam_learning_rate=0.01)
     optimizers = build_optimizers(lm.model, rates, torch.float32)
+    highest = [[group["lr"] for group in one.param_groups] for one in optimizers]
     for step in range(steps):
         lm.model.zero_grad()
         seen = replace(batch, slots=batch.slots + step * len(tokens))
         loss(lm.denoiser, seen, Rng.from_seed(0)).value.backward()
-        for optimizer in optimizers:
+        for optimizer, peaks in zip(optimizers, highest, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * min(1.0, 2 * (1 - step / steps))  # so that it comes to rest
             optimizer.step()
     lm.model.eval()
     return lm

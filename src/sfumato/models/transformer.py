@@ -251,7 +251,8 @@ class Block(nn.Module):
         new = Before(k, v)
         if past is not None:
             k, v = past.join(k, v)
-        return attention(q, k, v, bias).transpose(1, 2).reshape(len(qkv), -1), new
+        mixed = attention(q, k, v, bias).transpose(1, 2)
+        return mixed.reshape(len(qkv), qkv.shape[1] // 3), new
 
     def update(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Each position by itself, [N, D]."""
