@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 from tiny_lm import tiny_lm
 
-from sfumato.live import FIRST, HAZE, LATEST, colour, frame, paint, watch
+from sfumato.live import FIRST, HAZE, LATEST, colour, frame, paint, printable, watch
 from sfumato.pages import NOISE
 
 
@@ -42,6 +42,13 @@ def test_a_page_is_painted_by_the_steps_that_decided_it(lm):
     steps = [piece.step for piece in lm.reader.pieces(pages[-1], 0, by_step=True)][1:]
     assert styles == [colour(step, pages[-1].step) for step in steps]
     assert len(set(styles)) > 2
+
+
+def test_what_would_move_the_cursor_is_a_picture(lm):
+    page = next(lm.stream("a\x1b[2Jb", length=1, seed=1))
+    assert paint(lm.reader, page, 0).plain == "a\u241b[2Jb" + HAZE
+    assert printable("\x00\x1f\x7f\x80\x9f") == "\u2400\u241f\u2421\ufffd\ufffd"
+    assert printable("caf\u00e9\t\u00a0\n\u241b") == "caf\u00e9\t\u00a0\n\u241b"
 
 
 def test_watching_draws_every_row_and_changes_nothing(lm):

@@ -13,7 +13,7 @@ from sfumato.options import (
     read_generation_config,
     write_generation_config,
 )
-from sfumato.revising import Wino
+from sfumato.revising import Cap, Remasking, Wino
 from sfumato.schedules import Linear
 from sfumato.steps import Ancestral, Klass, Threshold
 
@@ -206,3 +206,9 @@ def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"generation_config.json does not hold generation"):
         read_generation_config(tmp_path)
+
+
+def test_remasking_by_confidence_is_rare_by_default():
+    """Its sigma is of all tokens together; docs/log.md says why it is not its authors' 1.0."""
+    step = STEPS["remask_confidence"](Masked(5, 4), {})
+    assert step == Remasking(Linear(), 4, Cap(0.02), by_confidence=True)

@@ -19,6 +19,7 @@ from sfumato.generate import blank, even_times, generate
 from sfumato.likelihood import _StepOf
 from sfumato.models.head import score_hidden
 from sfumato.objectives import Bernoulli, Draw, ExactK, MaskedDiffusion
+from sfumato.options import STEPS
 from sfumato.revising import Cap, Remasking, Rescale, loop
 from sfumato.rng import Rng
 from sfumato.schedules import Clipped, CosineMask, Linear, LogLinear
@@ -120,8 +121,8 @@ def test_the_reverse_step_is_mdlm_s():
     [
         ("cap", Remasking(LINEAR, MASK, Cap(0.05)), (0.9, 0.5, 0.06)),
         ("rescale", Remasking(LINEAR, MASK, Rescale(0.3)), (0.9, 0.5, 0.06)),
-        # theirs is the largest sigma, shared out
-        ("conf", Remasking(LINEAR, MASK, Cap(1.0), by_confidence=True), (0.9, 0.5, 0.06)),
+        # theirs is the largest sigma, shared out; our default is less
+        ("conf", STEPS["remask_confidence"](Masked(VOCAB, MASK), {"eta": 1}), (0.9, 0.5, 0.06)),
         ("loop", loop(LINEAR, MASK), (0.8, 0.3, 0.05)),
     ],
 )

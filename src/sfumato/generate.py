@@ -104,7 +104,9 @@ def generate(
     position). With `lookahead` a block sees what lies right of it, as noise or given text (LLaDA);
     otherwise not (BD3-LM).
     Only masks say nothing: noise that may be text is refused on the right of a block that is less
-    noisy, because the denoiser, told one time for all, would take it for a hint.
+    noisy, because the denoiser, told one time for all, would take it for a hint. For the same
+    reason given text conditions such a canvas only approximately, unless the network was trained
+    with clean text before it: docs/conventions.md, exactness.
     Where nothing is noisy, the page comes as it is, once.
     """
     length = canvas.tokens.shape[1]

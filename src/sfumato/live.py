@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 HAZE = " " + 2 * NOISE  # one noisy token, about as wide as a short word
 FIRST, LATEST = (140, 110, 240), (240, 190, 70)  # violet, gold
 FRAMES_PER_SECOND = 24
+# what would move the cursor or clear the screen; rich leaves out carriage returns itself
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"}
+CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def colour(step: int, latest: int) -> str:
@@ -29,6 +32,11 @@ def colour(step: int, latest: int) -> str:
     return "#" + "".join(f"{value:02x}" for value in mixed)
 
 
+def printable(text: str) -> str:
+    """Text with pictures of its control characters: a model of bytes may write any."""
+    return text.translate(CONTROLS)
+
+
 def paint(reader: "Reader", page: "Page", row: int) -> Text:
     """One row of a page as styled text, cut where its text ends."""
     shown = Text(overflow="fold")
@@ -36,7 +44,8 @@ def paint(reader: "Reader", page: "Page", row: int) -> Text:
         if piece.step < 0:
             shown.append(HAZE * len(piece.tokens), style="dim")
         else:
-            shown.append(piece.text, "bold" if piece.step == 0 else colour(piece.step, page.step))
+            style = "bold" if piece.step == 0 else colour(piece.step, page.step)
+            shown.append(printable(piece.text), style)
     return shown
 
 

@@ -118,7 +118,8 @@ class Remasking:
     With `by_confidence` (section 4.1), the decided tokens of a row share sigma out among them by
     softmax(-confidence at the time of decision), so that at most one is revised a step, on average,
     and what was decided in doubt first. Masked tokens have no share: they are revealed at the
-    process's own rate, which therefore falls behind.
+    process's own rate, which therefore falls behind. Its authors share out the largest lawful sigma
+    (Cap(1.0)); a small eta, fit for the sigma of each token, revises little here.
     """
 
     schedule: Schedule

@@ -10,9 +10,11 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 from rich.text import Text
 
+from sfumato.live import printable
 from sfumato.train.events import (
     Evaluated,
     Event,
@@ -62,8 +64,8 @@ def show(events: Iterable[Event], console: Console, every: int) -> Event | None:
 
     Returns the last event.
     """
-    event = None
-    if not console.is_terminal:
+    event, last = None, 0
+    if not console.is_terminal or console.is_dumb_terminal:
         for event in events:
             if isinstance(event, Stepped):
                 if event.step % every == 0:
@@ -71,14 +73,19 @@ def show(events: Iterable[Event], console: Console, every: int) -> Event | None:
             else:
                 _print(console, describe(event))
         return event
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, numbers="")
+    columns = (  # the bar takes the room that the figures leave
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        task = bar.add_task("starting", total=None)
         for event in events:
             if isinstance(event, Started):
-                bar.update(task, total=event.max_steps, completed=event.step)
+                last, done = event.max_steps, event.step
+                bar.update(task, total=last, completed=done, description=f"{done}/{last}")
             if isinstance(event, Stepped):
-                bar.update(task, completed=event.step, numbers=_numbers(event))
+                words = f"{event.step}/{last}  {_numbers(event)}"
+                bar.update(task, completed=event.step, description=words)
             _print(console, describe(event))
     return event
 
@@ -90,8 +97,8 @@ def _print(console: Console, text: Text | None) -> None:
 
 def _numbers(event: Stepped) -> str:
     return (
-        f"loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s  "
-        f"{_duration(event.seconds_left)} left"
+        f"loss {event.loss:.3f}  {_duration(event.seconds_left)} left  "
+        f"{event.tokens_per_second:,.0f} tokens/s"
     )
 
 
@@ -119,7 +126,8 @@ def describe(event: Event) -> Text | None:
                 f"{event.whole_deviation:.4f}"
             )
         case Sampled():
-            lines = [Text(f"  {line}", "dim") for text in event.texts for line in text.split("\n")]
+            texts = map(printable, event.texts)
+            lines = [Text(f"  {line}", "dim") for text in texts for line in text.split("\n")]
             return Text("\n").join([Text(f"step {event.step} writes:"), *lines])
         case Finished():
             early = ", stopped early" if event.stopped_early else ""

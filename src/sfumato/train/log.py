@@ -1,16 +1,16 @@
 """Metrics on disk: one line of JSON a record, the same as CSV, and what else the run asks for."""
 
 import csv
-import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sfumato.errors import MissingExtra
+from sfumato.errors import MissingExtra, TrainingError
 from sfumato.train.config import Run
 from sfumato.train.events import Stepped
 from sfumato.train.step import Totals
@@ -82,15 +82,19 @@ class Metrics:
         self.folder = run.output
         wanted = run.log.report_to
         self._sinks: list[Sink] = []
+        names = ("metrics.jsonl", "samples.jsonl")
+        kept = {
+            name: [record for record in read_records(self.folder / name) if record["step"] <= step]
+            for name in names
+        }
         # what may be missing first: then no file is open yet
         self._figure = _figure_class() if "png" in wanted else None
         if "wandb" in wanted:
-            self._sinks.append(WeightsAndBiases(run))
+            self._sinks.append(WeightsAndBiases(run, kept["metrics.jsonl"]))
         if "tensorboard" in wanted:
             self._sinks.append(TensorBoard(self.folder, step))
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            kept = [record for record in read_records(self.folder / name) if record["step"] <= step]
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
+        for name, records in kept.items():
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
             rewrite(self.folder / name, "".join(lines))
         self._sinks += [JsonLines(self.folder), Csv(self.folder)]
 
@@ -184,25 +188,40 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A Weights & Biases run that goes on when the training run does."""
+    """A Weights & Biases run that goes on when the training run does, by an id in its folder.
 
-    def __init__(self, run: Run):
+    A run that begins anew is a new one there too. One that goes on has all records so far: a kill
+    may have lost some on their way, and an offline run begins with none.
+    """
+
+    def __init__(self, run: Run, so_far: Sequence[Record]):
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingExtra("wandb", "wandb", "log.report_to=wandb") from error
-        place = hashlib.blake2b(str(run.output.resolve()).encode(), digest_size=8).hexdigest()
-        self.run = wandb.init(
-            project=run.log.project,
-            name=run.log.run_name or run.output.name,
-            id=place,
-            dir=run.output,
-            resume="allow",
-            config=run.model_dump(mode="json"),
-        )
+        place = run.output / "wandb-id.txt"
+        if not (so_far and place.exists()):
+            rewrite(place, secrets.token_hex(8))
+        try:
+            self.run = wandb.init(
+                project=run.log.project,
+                name=run.log.run_name or run.output.name,
+                id=place.read_text(encoding="utf-8"),
+                dir=run.output,
+                resume="allow",
+                config=run.model_dump(mode="json"),
+            )
+        except wandb.Error as error:
+            raise TrainingError(
+                f"log.report_to=wandb: Weights & Biases says: {error} "
+                "(without an account: WANDB_MODE=offline)"
+            ) from error
+        for record in so_far:
+            self.write(record)
 
     def write(self, record: Record) -> None:
-        self.run.log(dict(record), step=int(record["step"]))
+        if record["step"] >= self.run.step:  # it has those before, and would warn
+            self.run.log(dict(record), step=int(record["step"]))
 
     def close(self) -> None:
         self.run.finish()

@@ -193,7 +193,8 @@ class Trainer:
                 self.checkpoints.clear()
             with writing(folder):
                 rewrite(folder / "run.yaml", dump_run(run.model_copy(update={"overwrite": False})))
-                self.metrics = Metrics(run, self.progress.step)
+                if not self.progress.finished:
+                    self.metrics = Metrics(run, self.progress.step)
 
     def _is_own(self) -> bool:
         """Whether the folder's model is of this run, ended before its first checkpoint."""
