@@ -1,6 +1,6 @@
 """Turn a trained run into the model that comes with the package.
 
-    python recipes/ship_stories.py runs/stories-3 src/sfumato/shipped/stories
+    python recipes/ship_stories.py runs/stories-4 src/sfumato/shipped/stories
 
 Writes the weights as bfloat16 (half the size; the bound moves by less than its error), the
 tokenizer, and the generation defaults below: those that `sfumato calibrate` chose. The model card
@@ -15,7 +15,12 @@ import torch
 
 from sfumato.pipeline import DiffusionLM
 
-DEFAULTS = {"step": "entropy_bound", "step_options": {"gamma": 0.4}, "temperature": 0.8}
+DEFAULTS = {
+    "step": "entropy_bound",
+    "step_options": {"gamma": 0.4},
+    "temperature": 0.9,
+    "top_p": 0.9,
+}
 
 
 def main(run: str, out: str) -> None:
