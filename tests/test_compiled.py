@@ -65,6 +65,29 @@ def test_the_same_text(objective):
     assert compiled.passes == passes
 
 
+@pytest.mark.slow
+@needs_compiler
+def test_other_weights_are_other_passes():
+    tokens, made = torch.randint(0, 32, (1, 4)), []
+    for scale in (
+        1.0,
+        1.3,
+    ):  # of one shape: what is compiled for the first must not serve the second
+        model = random_model(**BLOCKS)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(scale)
+        packed = Packed(model)
+        made.append((packed, packed.compile()))
+    for networks in made:
+        pasts = [Reading(Store.empty(1, 16, CPU), torch.tensor([0])) for _ in networks]
+        calls = zip(networks, pasts, strict=True)
+        logits = [
+            network(tokens, attend=BlockCausal(4), past=past).logits for network, past in calls
+        ]
+        torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
+
+
 def test_without_a_compiler(monkeypatch):
     lm = tiny_lm(**BLOCKS)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
