@@ -528,6 +528,25 @@ def test_a_copy_is_calibrated_where_the_model_is_another_s(run, folder, tmp_path
     refused(run("calibrate", "stories", data), "is not yours to change; give --out FOLDER")
 
 
+@pytest.mark.parametrize(
+    ("part", "words", "then"),
+    [
+        ("sfumato.data.text.prepare", ("data", "prepare"), "give the same command again to go on"),
+        ("sfumato.evals.evaluate.evaluate", ("evaluate",), "nothing was changed"),
+    ],
+)
+def test_ctrl_c_says_what_it_leaves_behind(
+    run, folder, text, tmp_path, monkeypatch, part, words, then
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(part, interrupted)
+    places = (text, tmp_path / "out") if words[0] == "data" else (folder, text)
+    code, out, err = run(*words, *places)
+    assert (code, out, err) == (130, "", f"interrupted; {then}\n")
+
+
 def test_an_interrupted_calibration_changes_nothing(run, folder, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -227,7 +227,7 @@ def data_prepare(
     wanted = _source(source, reading, streaming=streaming, limit=limit)
     fields = (pairing.source_field, pairing.target_field)
     pairs = Pairs(wanted, *fields, pairing.skip_empty) if pairing.wanted else None
-    with _status("reading") as tell:
+    with _status("reading", "give the same command again to go on") as tell:
         if tokens.tokenizer is not None:
             tokenizer = load_tokenizer(
                 tokens.tokenizer, add_mask_token=tokens.add_mask_token, eos_token=tokens.eos_token
@@ -357,12 +357,9 @@ def calibrate(
     if plot:
         figure_class()
     lm = _load(model, device)
-    try:
-        with _status("starting") as tell:
-            made = measure(lm, _source(data, reading), options, model_name=model, progress=tell)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was changed. Fewer --rows or --step take less", err=True)
-        raise typer.Exit(130) from None
+    left = "nothing was changed. Fewer --rows or --step take less"
+    with _status("starting", left) as tell:
+        made = measure(lm, _source(data, reading), options, model_name=model, progress=tell)
     chosen = made["results"]["chosen"] is not None
     if chosen and out is not None:
         copy_model(model, folder)
@@ -403,14 +400,21 @@ def _console(**options: Any) -> "Console":
 
 
 @contextmanager
-def _status(begin: str) -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what is being done, if somebody can see it."""
+def _status(
+    begin: str, interrupted: str = "nothing was changed"
+) -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being done, where it is seen; after Ctrl-C, what
+    is left behind."""
     screen = _console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda doing: None
-        return
-    with screen.status(begin) as status:
-        yield status.update
+    try:
+        if screen.is_terminal:
+            with screen.status(begin) as status:
+                yield status.update
+        else:
+            yield lambda doing: None
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; {interrupted}", err=True)
+        raise typer.Exit(130) from None
 
 
 def _load(name: str, device: str) -> "DiffusionLM":
