@@ -45,6 +45,8 @@ def test_text_depends_on_its_source_and_on_nothing_else(objective):
     assert again.texts == both.texts
     with pytest.raises(ConfigError, match="computes in the type of its weights"):
         lm.generate(FOX, precision="bf16")
+    with pytest.raises(ConfigError, match="is not compiled; leave out torch_compile"):
+        lm.generate(FOX, torch_compile=True)
     # the second row's draws are its own: compare it with the same row beside another first one
     assert lm.generate([BEAR, BEAR], seed=1).texts[1] == both.texts[1]
     assert lm.lm.generate(["", ""], seed=1).texts != both.texts

@@ -414,7 +414,7 @@ class DiffusionLM:
             options = options.one_by_one()
         elif self.block_size:
             options = options.in_blocks(self.block_size, config.shift)
-        self.network.check(options.precision)
+        self.network.check(options.precision, options.torch_compile)
         options.check_growth(self.corruption, self.autoregressive or bool(self.block_size))
         options.check_approximate(self.corruption, self.autoregressive or bool(self.block_size))
         options.check_compile(self.autoregressive or bool(self.block_size))

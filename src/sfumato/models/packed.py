@@ -233,9 +233,13 @@ class Network:
         self.packed: Packed | None = None
         self.compiled: Packed | None = None
 
-    def check(self, precision: str) -> None:
-        """Raise for another precision than a model with an encoder has."""
-        if type(self.model) is DiffusionTransformer or precision == "auto":
+    def check(self, precision: str, torch_compile: bool = False) -> None:
+        """Raise for what a model with an encoder, which is not packed, cannot do."""
+        if type(self.model) is DiffusionTransformer:
+            return
+        if torch_compile:
+            raise ConfigError("a model with an encoder is not compiled; leave out torch_compile")
+        if precision == "auto":
             return
         if find_dtype(precision, self.model.device) != self.model.dtype:
             raise ConfigError(
