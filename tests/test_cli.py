@@ -15,7 +15,9 @@ from small_runs import prepare_words
 from tiny_lm import SENTENCES
 
 from sfumato.cli import main
-from sfumato.cli_options import Calibrating, Measuring, Writing
+from sfumato.cli.calibrate import Calibrating
+from sfumato.cli.evaluate import Measuring
+from sfumato.cli.writing import Writing
 from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import load_tokenizer
 from sfumato.evals.calibrate import CalibrateOptions

@@ -8,11 +8,11 @@ import torch
 from rich.console import Console
 from tiny_lm import HYBRID, SENTENCES, UNIFORM, tiny_lm
 
+from sfumato.cli.live import frame
 from sfumato.corruption import Masked
 from sfumato.errors import ConfigError
 from sfumato.generate import blank
 from sfumato.growing import Growth, _Writer, generate_growing
-from sfumato.live import frame
 from sfumato.models.attend import HIDDEN
 from sfumato.options import STEPS, GenerationOptions
 from sfumato.rng import Rng

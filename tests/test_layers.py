@@ -23,7 +23,7 @@ generate blockwise growing likelihood retrace testing
 options folders pages given gaps conditions pipeline pipeline_hf conditional
 evals
 train export serve
-doctor live training_view calibration_view cli_options cli __main__
+doctor cli __main__
 """
 ORDER = LAYERS.split()
 

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 from tiny_lm import tiny_lm
 
-from sfumato.live import FIRST, HAZE, LATEST, colour, frame, paint, printable, watch
+from sfumato.cli.live import FIRST, HAZE, LATEST, colour, frame, paint, printable, watch
 from sfumato.pages import NOISE
 
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from sfumato.cli_options import STEP_NAMES
+from sfumato.cli.writing import STEP_NAMES
 from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sfumato.cli.training_view import show
 from sfumato.train.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
-from sfumato.training_view import show
 
 
 def stepped(step: int) -> Stepped:

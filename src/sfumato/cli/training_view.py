@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from sfumato.live import printable
+from sfumato.cli.live import printable
 from sfumato.train.events import (
     Evaluated,
     Event,

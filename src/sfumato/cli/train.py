@@ -1,0 +1,38 @@
+"""`sfumato train`: a run file to a model."""
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.terminal import open_console, show_status
+
+# what follows the run file is keys, KEY=VALUE, for `load_run` to read
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def train(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="A YAML or JSON run file.")],
+) -> None:
+    """Train a model: sfumato train RUN.yaml train.max_steps=500 ..."""
+    with show_status("starting"):
+        from accelerate.utils import get_cpu_distributed_information
+
+        from sfumato.train import load_run
+        from sfumato.train.trainer import train as events
+
+        wanted = load_run(run, context.args)
+    from sfumato.cli.training_view import Signals, show
+    from sfumato.train.events import Interrupted
+
+    screen = open_console(quiet=get_cpu_distributed_information().rank != 0)  # of many one prints
+    try:
+        with Signals() as stop:
+            last = show(events(wanted, stop), screen, wanted.log.logging_steps)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; give the same command again to go on", err=True)
+        raise typer.Exit(130) from None
+    if isinstance(last, Interrupted):
+        raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # it may have come to another one
