@@ -6,11 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 import typer.main
 
 from sfumato.cli import app
-from sfumato.devices import fast_dtype
 from sfumato.train import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +43,6 @@ def readme_output():
     return script
 
 
-@pytest.mark.skipif(
-    fast_dtype(torch.device("cpu")) != torch.bfloat16, reason="the output is that of bfloat16"
-)
 def test_the_python_of_the_readme_prints_what_it_shows(tmp_path):
     script, text = readme_output(), (ROOT / "README.md").read_text(encoding="utf-8")
     (code,), (shown,) = script.CODE.findall(text), script.SHOWN.findall(text)
