@@ -1,14 +1,19 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_transformer import network
 from torch.testing import assert_close
 from worlds import MASK as WORLD_MASK
 from worlds import World
 
+from sfumato.approximate import ApproximateCache
 from sfumato.corruption import Masked
-from sfumato.denoisers import Full, autoregressive
+from sfumato.denoisers import Cached, Full, autoregressive
+from sfumato.guidance import Guided
 from sfumato.models.attend import HIDDEN, Causal
 from sfumato.testing import check_denoiser
+from sfumato.types import ABSENT
 
 VOCAB, MASK = 12, 4  # the mask token in the middle of the vocabulary
 
@@ -106,6 +111,57 @@ def test_left_padding_stays_hidden_when_more_text_follows():
     hidden = torch.tensor([[True, True, False, False]]).expand(3, 4)
     padded = denoiser.given(left=prompt, left_hidden=hidden).given(left=more)
     close(padded(canvas, T), denoiser.given(left=torch.cat((prompt[:, 2:], more), 1))(canvas, T))
+
+
+PARTS = st.lists(
+    st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=3),
+    min_size=1,
+    max_size=3,
+)
+
+
+def readings() -> list:
+    causal = network(attention="causal")
+    blocks = network(attention="block_causal", block_size=3)
+    full = Full(network(), MASK)
+    return [
+        full,
+        Full(blocks, MASK),
+        autoregressive(causal, MASK),
+        Cached(causal, MASK),
+        ApproximateCache(full, "dual"),
+        Guided(full, full, 1.0),
+    ]
+
+
+@pytest.mark.parametrize("denoiser", readings(), ids=lambda d: type(d).__name__)
+@given(PARTS)
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_text_given_in_any_parts_with_any_padding_is_as_without_padding(denoiser, parts):
+    """parts: of every call of `given`, of every position, in which of three rows it is hidden."""
+    canvas, padded, plain = noisy(3, 4), denoiser, [torch.zeros(1, 0).long() for _ in range(3)]
+    for number, part in enumerate(parts):
+        hidden, left = torch.tensor(part).T, text(3, len(part), number)
+        padded = padded.given(left=left, left_hidden=hidden if hidden.any() else None)
+        plain = [
+            torch.cat((so_far, left[row : row + 1, ~hidden[row]]), 1)
+            for row, so_far in enumerate(plain)
+        ]
+    together = padded(canvas, T)
+    for row, before in enumerate(plain):
+        one = slice(row, row + 1)
+        close(together[one], denoiser.given(left=before)(canvas[one], T[one]))
+
+
+def test_a_source_as_prefix_and_prompts_of_unequal_length_are_as_one_by_one():
+    denoiser, canvas = Full(network(), MASK), noisy(2, 3)
+    source = torch.tensor([[1, 2, 3], [ABSENT, 5, 6]])
+    prompts, hidden = text(2, 2, 1), torch.tensor([[False, False], [True, False]])
+    got = denoiser.conditioned(source).given(left=prompts, left_hidden=hidden)(canvas, T[:2])
+    whole = ([1, 2, 3, *prompts[0].tolist()], [5, 6, int(prompts[1, 1])])
+    for row, before in enumerate(whole):
+        alone = denoiser.given(left=torch.tensor([before]))
+        close(got[row : row + 1], alone(canvas[row : row + 1], T[row : row + 1]))
 
 
 def test_rows_without_wanted_positions_cost_nothing():

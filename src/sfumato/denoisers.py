@@ -58,7 +58,7 @@ class Full:
     mask_id: int
     left: Tensor | None = None  # [B, P]
     right: Tensor | None = None  # [B, Q]
-    left_hidden: Tensor | None = None  # [B, P] bool, left padding
+    left_hidden: Tensor | None = None  # [B, P] bool, padding: it goes first in its row
     shift: bool = False  # the network reads the token before each position
     attend: Attend | None = None
     source: Source | None = None  # what an encoder made of it
@@ -75,13 +75,17 @@ class Full:
         right: Tensor | None = None,
         left_hidden: Tensor | None = None,
     ) -> "Full":
-        """Also seeing `left` before and `right` after the tokens; [B, P], padded on the left."""
+        """Also seeing `left` before and `right` after the tokens; [B, P], padded anywhere."""
         if left is not None:
+            padded = left_hidden is not None
             if left_hidden is None:
                 left_hidden = torch.zeros_like(left, dtype=torch.bool)
             if self.left is not None and self.left_hidden is not None:
                 left = torch.cat((self.left, left), 1)
                 left_hidden = torch.cat((self.left_hidden, left_hidden), 1)
+            if padded:  # what is hidden goes first: positions count on over text in one piece only
+                order = left_hidden.long().argsort(dim=1, descending=True, stable=True)
+                left, left_hidden = left.gather(1, order), left_hidden.gather(1, order)
         else:
             left, left_hidden = self.left, self.left_hidden
         if right is None:
@@ -468,8 +472,6 @@ def _reading(source: Source | None) -> dict[str, Source]:
 
 
 def _as_prefix(source: Tensor, mask_id: int) -> dict[str, Tensor]:
-    """A source [B, S] as text on the left, which is padded on its left."""
+    """A source [B, S] as text on the left."""
     hidden = source == ABSENT
-    order = hidden.long().argsort(dim=1, descending=True, stable=True)  # what is absent goes first
-    source, hidden = source.gather(1, order), hidden.gather(1, order)
     return {"left": source.masked_fill(hidden, mask_id), "left_hidden": hidden}
