@@ -82,3 +82,21 @@ def exact_k_loss(logits: Array, tokens, noisy, trainable) -> float:
 def even_split(count: int, steps: int) -> list[int]:
     """LLaDA's get_num_transfer_tokens: how many of `count` positions each step decides."""
     return [count // steps + (number < count % steps) for number in range(steps)]
+
+
+def top_k(logits: Array, k: int) -> list[int]:
+    """Ids of the k most likely tokens; of equals, lower ids first."""
+    return sorted(sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:k])
+
+
+def top_p(logits: Array, p: float) -> list[int]:
+    """Ids of the fewest most likely tokens that hold p; of equals, lower ids first."""
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    weights = np.exp(logits - logits.max())
+    held, kept = 0.0, []
+    for i in order:
+        if held >= p * weights.sum():
+            break
+        kept.append(i)
+        held += weights[i]
+    return sorted(kept)

@@ -1,4 +1,5 @@
 import pytest
+import reference
 import torch
 
 from sfumato.errors import ConfigError
@@ -107,6 +108,50 @@ def test_what_is_left(change, left, canvas):
     after = change(ROW, canvas, canvas.noisy)
     assert kept(after) == [left]
     torch.testing.assert_close(after[0, left], ROW[0, left])  # and not changed
+
+
+LAWS = {
+    "peaked": lambda draws: 6 * draws,
+    "flat": lambda draws: 0.01 * draws,
+    "of few values": lambda draws: draws.round(),  # as logits in half precision are
+    "all alike": lambda draws: 0 * draws,
+    "half forbidden": lambda draws: draws.masked_fill(draws > 0, -INF),
+}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("size", [5, 65, 1500])
+def test_top_k_and_top_p_keep_what_a_sorted_vocabulary_would(law, size):
+    rows, seed = 2, torch.Generator().manual_seed(size)
+    logits = law(torch.randn(rows, size, generator=seed)).float()
+    assert bool((logits > -INF).any(-1).all())
+    blank = torch.zeros(1, rows, dtype=torch.long)
+    canvas = Canvas(blank, blank == 0, blank > 0)
+    changes = [(TopK(k), reference.top_k, k) for k in (1, 40, 64, 65, 1024)]
+    changes += [(TopP(p), reference.top_p, p) for p in (1e-9, 0.1, 0.55, 0.9, 0.999)]
+    for change, slow, value in changes:
+        after = change(logits, canvas, canvas.noisy)
+        for row, wanted in zip(after, logits, strict=True):
+            left = [i for i in slow(wanted.double().numpy(), value) if wanted[i] > -INF]
+            assert (row > -INF).nonzero()[:, 0].tolist() == left, (change, value)
+            assert torch.equal(row[left], wanted[left])
+
+
+def test_a_vocabulary_is_sorted_only_where_a_law_is_all_but_flat(monkeypatch, canvas):
+    looked = []
+    topk, sort = torch.Tensor.topk, torch.Tensor.sort
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda x, k, **own: looked.append((len(x), k)) or topk(x, k, **own)
+    )
+    monkeypatch.setattr(
+        torch.Tensor, "sort", lambda x, **own: looked.append(tuple(x.shape)) or sort(x, **own)
+    )
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
+    logits *= torch.tensor([[9.0], [3.0], [0.01]])
+    TopP(0.9)(logits, canvas, canvas.noisy)
+    assert looked == [(2, 64), (1, 1024), (1, 5000)]
+    TopK(50)(logits, canvas, canvas.noisy)
+    assert looked[3:] == [(3, 51)]
 
 
 def test_repetition_makes_shown_tokens_of_the_same_row_less_likely(canvas, logits):

@@ -18,6 +18,8 @@ from torch import Tensor
 from sfumato.errors import ConfigError
 from sfumato.types import Canvas
 
+WIDTHS = (64, 1024)  # most likely tokens that top-p looks at, before it looks at all
+
 
 @dataclass(frozen=True)
 class Temperature:
@@ -57,9 +59,8 @@ class TopK:
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if self.k >= logits.shape[-1]:
             return logits
-        order = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self.k]
-        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, True)
-        return logits.masked_fill(~kept, -torch.inf)
+        count = torch.full_like(logits[:, 0], self.k, dtype=torch.int64)
+        return _likeliest(logits, *logits.topk(self.k + 1, dim=-1), count)
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,40 @@ class TopP:
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if self.p == 1:
             return logits
-        values, order = logits.sort(dim=-1, descending=True, stable=True)
-        probs = values.float().softmax(-1)
-        before = probs.cumsum(-1) - probs  # what more likely tokens already hold
-        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before < self.p)
-        return logits.masked_fill(~kept, -torch.inf)
+        size, best = logits.shape[-1], logits.amax(-1, keepdim=True)
+        wanted = self.p * (logits - best).double().exp_().sum(-1, keepdim=True)  # the best's is 1
+        kept, open_ = torch.full_like(logits, -torch.inf), torch.ones_like(best, dtype=torch.bool)
+        for width in (*(w for w in WIDTHS if w < size), size):
+            rows = (open_ & (wanted <= width)).nonzero()[:, 0]  # so many cannot hold more
+            if not len(rows):
+                continue
+            own = logits[rows] if len(rows) < len(logits) else logits
+            values, order = own.topk(width) if width < size else own.sort(dim=-1, descending=True)
+            held = (values - best[rows]).double().exp_().cumsum(-1)
+            within = F.pad(held[:, :-1], (1, 0)) < wanted[rows]  # what more likely tokens hold
+            found = ~within[:, -1] | (width == size)
+            chosen = (own, values, order, within.sum(-1))
+            kept[rows[found]] = _likeliest(*(each[found] for each in chosen))
+            open_[rows[found]] = False
+        return kept
+
+
+def _likeliest(logits: Tensor, values: Tensor, order: Tensor, count: Tensor) -> Tensor:
+    """Logits [N, V] of which the `count` [N] most likely are left; of equals at the border, those
+    with lower ids. values and order [N, W] are of the most likely, one more than are left if there
+    is one; which of equals come first there does not matter."""
+    place, last = torch.arange(values.shape[1], device=values.device), count.clamp_min(1)[:, None]
+    left = values.masked_fill(place >= count[:, None], -torch.inf)
+    kept = torch.full_like(logits, -torch.inf).scatter_(-1, order, left)
+    border = values.gather(1, last - 1)
+    beyond = values.gather(1, last.clamp_max(values.shape[1] - 1))
+    tied = ((beyond == border) & (border > -torch.inf) & (last < values.shape[1]))[:, 0]
+    if bool(tied.any()):
+        own, border, more = logits[tied], border[tied], (values > border).sum(1)
+        equal, wanted = own == border, (count - more)[tied, None]
+        inside = (own > border) | (equal & (equal.cumsum(-1, dtype=torch.int32) <= wanted))
+        kept[tied] = own.masked_fill(~inside, -torch.inf)
+    return kept
 
 
 @dataclass(frozen=True)

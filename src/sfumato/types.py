@@ -112,7 +112,7 @@ Filter = Callable[[Tensor, Canvas, Tensor], Tensor]
 @dataclass(frozen=True)
 class Sharp:
     """Logits as tokens are drawn from them: after the filters that sharpen, which are applied where
-    a rule draws only. Top-p, for one, sorts the whole vocabulary of a position."""
+    a rule draws only: they cost more than all else that a rule does."""
 
     logits: Tensor  # [N, V]
     where: Tensor  # [B, L] bool, the positions of `logits`
