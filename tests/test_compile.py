@@ -13,16 +13,17 @@ from sfumato.models.transformer import (
     TransformerConfig,
     attention,
 )
+from sfumato.rng import Rng
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
 )
 
 
-def small_model() -> DiffusionTransformer:
+def small_model(dropout: float = 0.0) -> DiffusionTransformer:
     torch.manual_seed(0)
     config = TransformerConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=dropout
     )
     model = DiffusionTransformer(config)
     for param in model.parameters():  # output projections start at zero and would hide mistakes
@@ -53,13 +54,13 @@ def test_attention_is_softmax_of_scaled_products(length: int, biased: bool):
 def loss_and_gradients(
     model: DiffusionTransformer, rows: int, **options: Tensor | None
 ) -> list[Tensor]:
+    rng = Rng.from_seed(1, rows)
     torch.manual_seed(rows)
     tokens = torch.randint(50, (rows, 12))
     where = torch.rand(tokens.shape) < 0.5
     model.zero_grad()
-    out = model(
-        tokens, where=where, labels=tokens[where], weights=torch.ones(int(where.sum())), **options
-    )
+    weights = torch.ones(int(where.sum()))
+    out = model(tokens, where=where, labels=tokens[where], weights=weights, rng=rng, **options)
     out.loss.backward()
     return [out.loss, *(param.grad for param in model.parameters())]
 
@@ -67,8 +68,9 @@ def loss_and_gradients(
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("default")  # torch's compiler warns about its own parts
-def test_compiled_blocks_train_as_eager_ones_do():
-    model = small_model().train()
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_compiled_blocks_train_as_eager_ones_do(dropout: float):
+    model = small_model(dropout).train()
     segments = torch.tensor([[0] * 5 + [1] * 5 + [HIDDEN] * 2]).expand(3, 12)
     cases = [(2, {}), (3, {}), (3, {"segments": segments}), (1, {})]
     eager = [loss_and_gradients(model, rows, **options) for rows, options in cases]

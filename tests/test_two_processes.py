@@ -22,17 +22,18 @@ def outputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     words = prepare_words(folder / "words")
     options = {"ema_decay": 0.5, "save_steps": 5}
-    events = list(train(small_run(words, folder / "alone", train=options)))
+    sections = {"train": options, "model": {"dropout": 0.2}}
+    events = list(train(small_run(words, folder / "alone", **sections)))
     losses = [event.loss for event in of_kind(events, Stepped)]
     run_all(small_run(words, folder / "searched-alone", "train.max_steps=6", *SEARCH))
-    begun = train(small_run(words, folder / "begun", train=options))
+    begun = train(small_run(words, folder / "begun", **sections))
     while not isinstance(next(begun), Saved):
         pass
     begun.close()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run(
         [*launcher, HERE / "two_processes.py", words, folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent / 'src'}"},
         check=True,
         timeout=240,
     )

@@ -22,6 +22,7 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 own = World(torch.device("cpu"), rank, 2)
 OPTIONS = {"ema_decay": 0.5, "save_steps": 5}
+MODEL = {"dropout": 0.2}
 
 
 def agreed(value: float) -> bool:
@@ -33,7 +34,7 @@ def agreed(value: float) -> bool:
 
 for parallel, parts in (("replicate", 1), ("replicate", 2), ("shard", 2)):
     options = {**OPTIONS, "parallel": parallel, "gradient_accumulation_steps": parts}
-    run = small_run(words, out / f"{parallel}-{parts}", train=options)
+    run = small_run(words, out / f"{parallel}-{parts}", train=options, model=MODEL)
     events = run_all(run)
     assert all(agreed(event.loss) for event in of_kind(events, Stepped))
     assert all(agreed(event.bound) for event in of_kind(events, Evaluated))
@@ -44,7 +45,9 @@ for event in of_kind(run_all(run), Searched):
     assert all(map(agreed, (*event.interval, event.deviation, event.whole_deviation)))
 
 # sharded weights are in parts, and a run begun in one process goes on in two
-trainer = Trainer(small_run(words, out / "begun", train={**OPTIONS, "parallel": "shard"}), own)
+trainer = Trainer(
+    small_run(words, out / "begun", train={**OPTIONS, "parallel": "shard"}, model=MODEL), own
+)
 assert all(isinstance(param, DTensor) for param in trainer.model.parameters())
 assert trainer.model.embed.weight.to_local().shape[0] == trainer.model.config.vocab_size // 2
 resumed = of_kind(list(trainer.events()), Stepped)
@@ -52,7 +55,7 @@ assert [event.step for event in resumed] == [6, 7, 8, 9, 10]
 trainer.close()
 
 # one process is asked to stop: both save and end, and go on bit for bit
-run = small_run(words, out / "stopped", train=OPTIONS)
+run = small_run(words, out / "stopped", train=OPTIONS, model=MODEL)
 answers = iter([False] * 6 + [rank == 1])
 events = list(train(run, lambda: next(answers)))
 assert isinstance(events[-1], Interrupted)

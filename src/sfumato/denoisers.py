@@ -24,7 +24,10 @@ from sfumato.models.attend import Full as Whole
 from sfumato.models.cache import Reading, Store
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.source import Source
+from sfumato.rng import Rng
 from sfumato.types import ABSENT, Integrand
+
+TEXT, CLEAN, SOURCE = 0, 1, 2  # what a network's streams of dropout are for
 
 NO_SHADOW = (
     "this network reads the token before each position, so that no position can be left out of a "
@@ -62,6 +65,7 @@ class Full:
     shift: bool = False  # the network reads the token before each position
     attend: Attend | None = None
     source: Source | None = None  # what an encoder made of it
+    rng: Rng | None = None  # of dropout in training, one key a row; torch's generator if None
 
     @property
     def block_size(self) -> int | None:
@@ -100,7 +104,8 @@ class Full:
         The network's encoder reads it, here and once; without one it is text on the left.
         """
         if isinstance(self.model, EncoderDecoder):
-            return self.sourced(self.model.read(source))
+            own = None if self.rng is None else self.rng.fold(SOURCE)
+            return self.sourced(self.model.read(source, own))
         return self.given(**_as_prefix(source, self.mask_id))
 
     def sourced(self, source: Source) -> "Full":
@@ -154,7 +159,7 @@ class Full:
 
     def two_stream(self, clean: Tensor, size: int) -> "TwoStream":
         """The same network reading every block of `size` at once, each after clean text [B, L]."""
-        return TwoStream(self.model, self.mask_id, clean, size, self.shift)
+        return TwoStream(self.model, self.mask_id, clean, size, self.shift, self.rng)
 
     def leave_one_out(
         self, tokens: Tensor, t: Tensor, where: Tensor, *, segments: Tensor | None = None
@@ -207,6 +212,7 @@ class Full:
             integrand=integrand,
             attend=self.attend,
             **_reading(self.source),
+            **_drawing(self.rng, TEXT),
         )
         return out.loss, out.nll, out.correct
 
@@ -284,6 +290,7 @@ class TwoStream:
     clean: Tensor  # [B, L]
     size: int
     shift: bool = False  # reads the token before each position, the first of a block a clean one
+    rng: Rng | None = None  # of dropout in training, one key a row
 
     def score(
         self,
@@ -312,6 +319,7 @@ class TwoStream:
                 segments=segments,
                 where=torch.zeros_like(where),
                 attend=BlockCausal(self.size),
+                **_drawing(self.rng, CLEAN),
             ).key_values
             attend = NoisyBlocks(self.size)
         out = self.model(
@@ -326,6 +334,7 @@ class TwoStream:
             integrand=integrand,
             attend=attend,
             past=read,
+            **_drawing(self.rng, TEXT),
         )
         return out.loss, out.nll, out.correct
 
@@ -469,6 +478,11 @@ def _shape(tensor: Tensor | None) -> torch.Size | None:
 def _reading(source: Source | None) -> dict[str, Source]:
     """An argument for networks that read a source; others have no such argument."""
     return {} if source is None else {"source": source}
+
+
+def _drawing(rng: Rng | None, stream: int) -> dict[str, Rng]:
+    """Likewise, for networks that drop out."""
+    return {} if rng is None else {"rng": rng.fold(stream)}
 
 
 def _as_prefix(source: Tensor, mask_id: int) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ Shapes: B rows, L positions, S source positions, D width, H heads, E head width.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import ConfigError
@@ -18,18 +17,22 @@ from sfumato.models.alike import Alike
 from sfumato.models.attend import HIDDEN, Full, attention_allowed, positions_from
 from sfumato.models.cache import Before
 from sfumato.models.cache import Layer as Read
+from sfumato.models.dropout import dropout, position_keys
 from sfumato.models.head import compute_dtype
 from sfumato.models.source import Layer, Source
+from sfumato.models.time_embedding import ZeroLinear
 from sfumato.models.transformer import (
     Block,
     DiffusionTransformer,
     RMSNorm,
     TransformerConfig,
-    ZeroLinear,
     attention,
     rotary,
 )
+from sfumato.rng import Rng
 from sfumato.types import ABSENT
+
+CROSS = 2  # a block's third stream of dropout
 
 SHAPE = (
     "hidden_size",
@@ -120,11 +123,13 @@ class SourceBlock(Block):
         past: Read | None = None,
         index: Tensor | None = None,
         alike: Alike | None = None,  # none where a source is read
+        keys: Tensor | None = None,
         layer: Layer | None = None,
     ) -> tuple[Tensor, Before]:
         if layer is not None:
-            x = x + F.dropout(self.cross(x, layer), self.dropout, self.training)
-        return super().forward(x, cos, sin, bias, past, index, alike)
+            own = None if keys is None else Rng(keys).fold(CROSS).keys
+            x = x + dropout(self.cross(x, layer), self.dropout, self.training, own)
+        return super().forward(x, cos, sin, bias, past, index, alike, keys)
 
 
 class TextEncoder(nn.Module):
@@ -137,8 +142,8 @@ class TextEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, S], `ABSENT` where there is nothing -> [B, S, D]."""
+    def forward(self, tokens: Tensor, rng: Rng | None = None) -> Tensor:
+        """[B, S], `ABSENT` where there is nothing -> [B, S, D]; rng of dropout, one key a row."""
         batch, length = tokens.shape
         most = self.config.max_position_embeddings
         if length > most:
@@ -152,8 +157,12 @@ class TextEncoder(nn.Module):
         bias = _bias(allowed, compute_dtype(self.embed.weight))
         cos, sin = rotary(positions, self.config.head_width, self.config.rope_theta)
         x = self.embed(tokens.clamp_min(0).flatten())
-        for block in self.blocks:
-            x, _ = block(x, cos, sin, bias)
+        keys = None
+        if rng is not None and self.training and self.config.dropout:
+            keys = position_keys(rng, positions)
+        for number, block in enumerate(self.blocks):
+            own = None if keys is None else Rng(keys).fold(number).keys
+            x, _ = block(x, cos, sin, bias, keys=own)
         return self.norm(x).view(batch, length, -1)
 
 
@@ -177,11 +186,14 @@ class EncoderDecoder(DiffusionTransformer):
         self.blocks = nn.ModuleList(SourceBlock(config) for _ in range(config.num_hidden_layers))
         self.post_init()
 
-    def read(self, tokens: Tensor) -> Source:
-        """Encode a source [B, S], `ABSENT` where it has no token; rows of nothing else get 0."""
+    def read(self, tokens: Tensor, rng: Rng | None = None) -> Source:
+        """Encode a source [B, S], `ABSENT` where it has no token; rows of nothing else get 0.
+
+        rng: of dropout in training, one key a row.
+        """
         absent = tokens == ABSENT
         there = ~absent.all(1)
-        states = self.encoder(tokens)
+        states = self.encoder(tokens, rng)
         # softmax needs something to see, also where all is absent
         bias = _bias(~(absent & there[:, None])[:, None, None], states.dtype)
         kept = there[:, None, None, None]

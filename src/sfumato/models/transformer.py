@@ -32,8 +32,11 @@ from sfumato.models.attend import (
     row_positions,
 )
 from sfumato.models.cache import Before, KeyValues, Layer, Past
+from sfumato.models.dropout import dropout, position_keys
 from sfumato.models.head import compute_dtype, score_hidden, score_integrand
 from sfumato.models.source import Source
+from sfumato.models.time_embedding import TimeEmbedding, ZeroLinear
+from sfumato.rng import Rng
 from sfumato.types import Integrand
 
 # name -> width, layers, heads: the six sizes of the "diffusion-llm" project, with its 4x MLP turned
@@ -148,13 +151,6 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-class ZeroLinear(nn.Linear):
-    """Starts at zero: what it adds to the residual stream begins as nothing.
-
-    A type of its own because transformers does not ask the modules around it to initialise it.
-    """
-
-
 def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin [B, 1, L, width / 2] of rotary positions (Su et al., arXiv 2104.09864)."""
     exponent = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
@@ -254,10 +250,11 @@ class Block(nn.Module):
         mixed = attention(q, k, v, bias).transpose(1, 2)
         return mixed.reshape(len(qkv), qkv.shape[1] // 3), new
 
-    def update(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Each position by itself, [N, D]."""
-        x = x + F.dropout(self.attention.out(mixed), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+    def update(self, x: Tensor, mixed: Tensor, *keys: Tensor) -> Tensor:
+        """Each position by itself, [N, D]; keys [N] of dropout behind attention and the MLP."""
+        first, second = keys or (None, None)
+        x = x + dropout(self.attention.out(mixed), self.dropout, self.training, first)
+        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training, second)
 
     def forward(
         self,
@@ -268,6 +265,7 @@ class Block(nn.Module):
         past: Layer | None = None,
         index: Tensor | None = None,  # [N] positions wanted; the last block computes no others
         alike: Alike | None = None,  # what x is made of, where many positions are the same
+        keys: Tensor | None = None,  # [B * L] of dropout in training; torch's generator if None
     ) -> tuple[Tensor, Before]:
         parts = (Block.mix, Block.gather, Block.update)
         mix, gather, update = _compiled() if self.compiled and self.training else parts
@@ -278,7 +276,12 @@ class Block(nn.Module):
             mixed, new = gather(self, qkv, cos, sin, bias, past)
         if index is not None:
             x, mixed = x[index], mixed[index]
-        return update(self, x, mixed), new
+            keys = None if keys is None else keys[index]
+        return update(self, x, mixed, *_two_streams(keys)), new
+
+
+def _two_streams(keys: Tensor | None) -> tuple[Tensor, ...]:
+    return () if keys is None else (Rng(keys).fold(0).keys, Rng(keys).fold(1).keys)
 
 
 @functools.cache
@@ -286,22 +289,6 @@ def _compiled() -> tuple[Callable, Callable, Callable]:
     """The parts of a block compiled, for all blocks alike; rows of any number."""
     mix, gather = torch.compile(Block.mix), torch.compile(Block.gather)
     return mix, gather, torch.compile(Block.update, dynamic=True)
-
-
-class TimeEmbedding(nn.Module):
-    """t in [0, 1] as a vector added to every position; sinusoids, then a small MLP."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.waves = size // 2
-        self.up = nn.Linear(2 * self.waves, size)
-        self.down = ZeroLinear(size, size)
-
-    def forward(self, t: Tensor) -> Tensor:
-        steps = torch.arange(self.waves, device=t.device, dtype=torch.float32)
-        angle = 1000 * t.float()[:, None] * torch.exp(-math.log(10000) / self.waves * steps)
-        waves = torch.cat((angle.sin(), angle.cos()), -1).to(self.up.weight.dtype)
-        return self.down(F.silu(self.up(waves)))
 
 
 class DiffusionTransformer(PreTrainedModel):
@@ -389,6 +376,7 @@ class DiffusionTransformer(PreTrainedModel):
         past: Past | None,
         where: Tensor | None,  # [B, L] bool
         source: Source | None = None,
+        rng: Rng | None = None,
     ) -> tuple[Tensor, KeyValues]:
         """Final hidden states, [B, L, D] or [N, D] at `where`, and this call's keys and values."""
         start = self.begin(input_ids, t, segments, positions, attend, past)
@@ -396,6 +384,9 @@ class DiffusionTransformer(PreTrainedModel):
         index = None if where is None else where.flatten().nonzero()[:, 0]
         cos, sin = rotary(start.positions, self.config.head_width, self.config.rope_theta)
         x, fresh = start.x if alike is None else alike.spread(alike.rows), []
+        keys = None
+        if rng is not None and self.training and self.config.dropout:
+            keys = position_keys(rng, start.positions)
         for number, block in enumerate(self.blocks):
             last = number == len(self.blocks) - 1
             arguments = (
@@ -406,6 +397,7 @@ class DiffusionTransformer(PreTrainedModel):
                 None if past is None else past.layer(number),
                 index if last else None,
                 None if number else alike,
+                None if keys is None else Rng(keys).fold(number).keys,
                 *(() if source is None else (source.layers[number],)),
             )
             if self.gradient_checkpointing and self.training:
@@ -462,6 +454,7 @@ class DiffusionTransformer(PreTrainedModel):
         attend: Attend | None = None,  # another pattern than the config's
         past: Past | None = None,
         source: Source | None = None,  # for blocks that read one: `models.encoder_decoder`
+        rng: Rng | None = None,  # of dropout in training, one key a row; torch's generator if None
         **kwargs,
     ) -> DiffusionOutput:
         """Logits of the clean token at each position; with labels, its cross-entropy."""
@@ -473,7 +466,7 @@ class DiffusionTransformer(PreTrainedModel):
                 segments = torch.zeros_like(input_ids)
             segments = segments.masked_fill(attention_mask == 0, HIDDEN)
         hidden, key_values = self.hidden(
-            input_ids, t, segments, positions, attend or self.attend, past, where, source
+            input_ids, t, segments, positions, attend or self.attend, past, where, source, rng
         )
         if labels is None:
             return DiffusionOutput(logits=self.head(hidden), key_values=key_values)

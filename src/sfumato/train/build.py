@@ -35,7 +35,7 @@ from sfumato.objectives import (
 )
 from sfumato.schedules import SCHEDULES
 from sfumato.train.config import Choice, EncoderOptions, ModelOptions, Run
-from sfumato.types import Objective, Trainable
+from sfumato.types import Objective
 
 # the attention of an objective's model; full for the others
 ATTENTION = {"next_token": "causal", "block": "block_causal"}
@@ -370,7 +370,7 @@ def _reading(run: Run) -> tuple[str, dict[str, Any]]:
     return name, run.corruption.model_dump(exclude_none=True)
 
 
-def build_denoiser(run: Run, model: DiffusionTransformer, mask_id: int) -> Trainable:
+def build_denoiser(run: Run, model: DiffusionTransformer, mask_id: int) -> Full:
     """The network as its objective reads it."""
     if run.objective.name == "next_token":
         return autoregressive(model, mask_id)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +11,29 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
+from sfumato.denoisers import Full
 from sfumato.errors import TrainingError
 from sfumato.rng import Rng
 from sfumato.train.config import TrainOptions
 from sfumato.train.optim import rate_factor, set_rates
 from sfumato.train.state import State
 from sfumato.train.world import World, whole
-from sfumato.types import Batch, Loss, Objective, Trainable
+from sfumato.types import Batch, Loss, Objective
+
+DROPOUT = 4  # like trainer.SEARCHES, what objectives do not fold the run's seed with
 
 
 class Scored(nn.Module):
     """Network and objective as one module: a whole loss is one forward pass to DDP and FSDP."""
 
-    def __init__(self, model: nn.Module, denoiser: Trainable):
+    def __init__(self, model: nn.Module, denoiser: Full):
         super().__init__()
         self.model = model
         self.denoiser = denoiser
 
     def forward(self, objective: Objective, batch: Batch, rng: Rng) -> Loss:
-        return objective(self.denoiser, batch, rng)
+        own = rng.fold(DROPOUT).fold(batch.slots)
+        return objective(replace(self.denoiser, rng=own), batch, rng)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,6 @@ class Stepper:
         sums, rows = torch.zeros(5, dtype=torch.float64, device=self.world.device), []
         for part, batch in enumerate(batches):
             last = part == len(batches) - 1
-            self._seed_dropout(step, part)
             with synchronised(self.scored, last), self._autocast():
                 loss = self.scored(self.objective, batch, rng)
                 nats = loss.value * loss.count
@@ -99,11 +102,6 @@ class Stepper:
     def _autocast(self) -> AbstractContextManager:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.world.device.type, self.dtype, enabled=enabled)
-
-    def _seed_dropout(self, step: int, part: int) -> None:
-        """torch's own generator, too, is a function of seed and step: nothing to save."""
-        own = Rng.from_seed(self.seed).fold(step).fold(part * self.world.size + self.world.rank)
-        torch.manual_seed(int(own.keys))
 
     def _totals(self, sums: Tensor, grads: Sequence[Tensor], scale: int) -> Totals:
         nats, bound, count, correct, corrupted = sums.tolist()
