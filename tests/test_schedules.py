@@ -31,6 +31,8 @@ ALL = [
     Clipped(),
     Clipped(CosineMask(), 0.1, 1.0),
     Clipped(CosineAlpha(), 0.0, 0.6),
+    Clipped(LogLinear(0.1), 0.0, 1.0),
+    Clipped(Clipped(Power(3)), 0.1, 0.9),
     Plateau(Linear(), 0.55, 0.05, 0.9),
     Plateau(CosineMask(), 0.55, 0.05, 0.9),
     Plateau(CosineAlpha(), 0.7, 0.2, 0.5),

@@ -211,7 +211,10 @@ def discrete(
     """The bound of ancestral generation in T equal steps (MDLM, arXiv 2406.07524, eq. 8).
 
     Sum over steps of (alpha_s - alpha_t) / (1 - alpha_t) times the cross-entropy of the masked
-    tokens; of the T steps `samples` are drawn, evenly spread (None: every one, once).
+    tokens; of the T steps `samples` are drawn, evenly spread (None: every one, once). Generation
+    starts with everything masked and ends with nothing masked, whatever the schedule: so where
+    alpha(1) is not 0, a token is masked at t with probability (1 - alpha_t) / (1 - alpha_1), which
+    is what leads to these rates; and where alpha(0) is not 1, the last step reveals what is left.
     """
     _check_masked("discrete", corruption)
     if num_steps < 1:
@@ -240,8 +243,8 @@ class _StepOf:
     def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
         place = (u * self.num_steps).floor().clamp_max(self.num_steps - 1)
         s, t = place / self.num_steps, (place + 1) / self.num_steps
-        alpha = self.schedule.alpha(t)
-        noisy = (rng.uniform(batch.tokens.shape[1]) >= alpha[:, None]) & batch.trainable
+        masked = (1 - self.schedule.alpha(t)) / (1 - self.schedule.alpha(torch.ones_like(t)))
+        noisy = (rng.uniform(batch.tokens.shape[1]) >= 1 - masked[:, None]) & batch.trainable
         return Draw(noisy, self.num_steps * reveal_rate(self.schedule, t, s), t)
 
 

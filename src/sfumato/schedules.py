@@ -137,9 +137,10 @@ class Power:
 
 @dataclass(frozen=True)
 class Clipped:
-    """Another schedule with its noise rate squeezed into [low, high]: BD3-LM's clipped schedules.
+    """Another schedule with its noise rate stretched over [low, high]: BD3-LM's clipped schedules.
 
-    For training only: the bound integrates over all noise rates, and this leaves some out.
+    For training: it leaves noise rates out. Generation starts from pure noise all the same, and
+    ends with nothing noisy; what was left out goes in its last step.
     """
 
     schedule: Schedule = field(default_factory=Linear)
@@ -152,14 +153,21 @@ class Clipped:
                 f"Clipped needs 0 <= low < high <= 1, got low {self.low} and high {self.high}"
             )
 
+    @property
+    def _stretch(self) -> float:
+        """The other schedule may stop short, too: its own range is what fills [low, high]."""
+        return (self.high - self.low) / (self.schedule.high - self.schedule.low)
+
     def alpha(self, t: Tensor) -> Tensor:
-        return 1 - self.high + (self.high - self.low) * self.schedule.alpha(t)
+        above = self.schedule.alpha(t) - (1 - self.schedule.high)
+        return 1 - self.high + self._stretch * above
 
     def dalpha(self, t: Tensor) -> Tensor:
-        return (self.high - self.low) * self.schedule.dalpha(t)
+        return self._stretch * self.schedule.dalpha(t)
 
     def time(self, alpha: Tensor) -> Tensor:
-        return self.schedule.time((alpha - 1 + self.high) / (self.high - self.low))
+        above = (alpha - 1 + self.high) / self._stretch
+        return self.schedule.time(above + (1 - self.schedule.high))
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
