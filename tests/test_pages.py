@@ -6,7 +6,7 @@ from tiny_lm import tiny_lm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sfumato.pages import NOISE, Page, Reader, left_padded, template
+from sfumato.pages import NOISE, REASONS, Page, Reader, left_padded, template
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +95,28 @@ def test_left_padding_is_in_front():
     tokens, hidden = left_padded([[5, 6], [7]], 9)
     assert tokens.tolist() == [[5, 6], [9, 7]]
     assert hidden.tolist() == [[False, False], [True, False]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "steps", "reason"),
+    [
+        ([40, 41, 42], [1, 2, 3], "length"),
+        ([40, 1, 42], [1, 2, 3], "end"),
+        ([40, 1, 42], [1, 2, -1], "end"),  # what lies behind it is no part of the text
+        ([40, 1, 42], [-1, 2, 3], "unfinished"),
+        ([40, 41, 42], [1, 2, -1], "unfinished"),
+    ],
+)
+def test_a_row_says_why_it_stops(lm, ids, steps, reason):
+    ids = [lm.special.eos if i == 1 else i for i in ids]
+    page = page_of(lm, "A", ids, steps)
+    assert lm.finish(page).finish_reasons == (reason,)
+    assert reason in REASONS
+
+
+def test_filling_behind_a_row_is_no_end_of_its_text(lm):
+    """Rows of a batch are of one width; a shorter one has filling behind it."""
+    task = lm.start(["A", "A fox met"], seed=0)
+    tokens = task.canvas.tokens.masked_fill(~task.canvas.fixed, 40)
+    page = Page(task, 1, replace(task.canvas, tokens=tokens, noisy=tokens < 0), tokens.sign())
+    assert lm.finish(page).finish_reasons == ("canvas", "canvas")

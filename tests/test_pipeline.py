@@ -10,7 +10,7 @@ from tiny_lm import CANVAS, HYBRID, MASKED, SENTENCES, UNIFORM, taught, tiny_lm
 
 from sfumato.data.tokenizer import MASK, SPECIAL
 from sfumato.errors import ConfigError, DataError
-from sfumato.filters import Forced
+from sfumato.filters import Forced, Suppress
 from sfumato.generate import generate
 from sfumato.given import GAP
 from sfumato.options import STEPS, GenerationOptions
@@ -239,6 +239,17 @@ def test_a_model_in_training_mode_goes_back_to_it(lm):
         assert lm.model.training
     finally:
         lm.model.eval()
+
+
+def test_a_text_says_why_it_stops(lm):
+    ends = Suppress(tuple(lm.reader.ends))
+    assert lm.generate(["A", ""], length=3, filters=(ends,)).finish_reasons == ("length",) * 2
+    assert lm.generate("A", filters=(ends,)).finish_reasons == ("canvas",)
+    at_once = Forced(((3, lm.special.eos),))
+    assert lm.generate("", filters=(at_once,)).finish_reasons == ("end",)
+    assert lm.generate("", length=3, grow=2, filters=(ends,)).finish_reasons == ("length",)
+    assert lm.infill(f"A {GAP}.", gap_length=2).finish_reasons == ("length",)
+    assert lm.generate("A", length=2).as_dict()["finish_reasons"]
 
 
 # --- infill ---

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 NOISE = "\u2591"  # a shade, for what is not decided yet
 
+REASONS = (
+    "end",  # the text ended by itself
+    "length",  # as many tokens as were asked for are written
+    "canvas",  # the model's canvas is full; the text is cut there
+    "unfinished",  # writing was broken off
+)
+
 Part = str | slice  # given text, or the positions of the canvas that are written there
 
 
@@ -76,6 +83,7 @@ class Generation:
     full_texts: tuple[str, ...]  # with what was given, which stays as it was to the byte
     fills: tuple[tuple[str, ...], ...]  # with infilling, the new text of each gap
     tokens: tuple[tuple[int, ...], ...]  # of `texts`
+    finish_reasons: tuple[str, ...]  # why each row's text stops where it does: see `REASONS`
     num_steps: int  # steps taken
     tokens_per_step: float  # new positions decided a step, mean over rows
     options: GenerationOptions  # these make the same texts again
@@ -130,10 +138,29 @@ class Reader:
             full_texts=tuple("".join(piece.text for piece in pieces) for pieces in rows),
             fills=fills if gaps else (),
             tokens=tuple(tuple(i for p in pieces for i in p.tokens) for pieces in rows),
+            finish_reasons=tuple(self.reason(page, row) for row in range(len(rows))),
             num_steps=page.step,
             tokens_per_step=new / max(page.step, 1),
             options=task.options,
         )
+
+    def reason(self, page: Page, row: int) -> str:
+        """Why a row's text stops where it does, one of `REASONS`; gaps have the asked length."""
+        parts = [part for part in page.task.rows[row] if isinstance(part, slice)]
+        ids, steps, fixed = (
+            [n for part in parts for n in values[row, part].tolist()]
+            for values in (page.canvas.tokens, page.decided, page.canvas.fixed)
+        )
+        # what was never written is filling, though it looks like ends
+        ended = (n for n, i in enumerate(ids) if i in self.ends and steps[n] > 0 and not fixed[n])
+        end = next(ended, len(ids))
+        if any(step < 0 for step in steps[:end]):
+            return "unfinished"
+        if end < len(ids):
+            return "end"
+        options = page.task.options
+        asked = isinstance(page.task.rows[row][-1], str) or options.length == fixed.count(False)
+        return "length" if asked else "canvas"
 
     def show(self, page: Page, row: int = 0, noise: str = NOISE) -> str:
         """One row of a page, with `noise` for every position that is not decided yet."""
