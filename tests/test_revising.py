@@ -240,8 +240,8 @@ def test_wino_decides_at_most_the_share_it_may():
         (lambda: During(2, 0.5, 0.1), r"remasking eta must be in \[0, 1\], got 2"),
         (lambda: Plateau(LINEAR, 0.1, 0.5, 0.9), "the remasking loop needs 0 < t_off < t_on < 1"),
         (lambda: loop(LINEAR, MASK, alpha_on=1.0), "0 < alpha_on < 1; got .* alpha_on 1.0"),
-        (lambda: Wino(LINEAR, MASK, draft=0), r"WINO needs draft in \(0, 1\]"),
-        (lambda: Wino(LINEAR, MASK, verify=1.5), "WINO needs .* got 0.6, 1.5"),
+        (lambda: Wino(LINEAR, MASK, draft=0), r"WINO draft must be in \(0, 1\], got 0"),
+        (lambda: Wino(LINEAR, MASK, verify=1.5), r"WINO verify must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_what_cannot_be_a_rule_is_refused(make, message):

@@ -132,7 +132,7 @@ def test_the_reveal_rate_is_defined_where_nothing_is_noisy():
         (lambda: Power(0), "Power exponent must be positive, got 0"),
         (lambda: Power(float("nan")), "Power exponent must be positive, got nan"),
         (lambda: Clipped(low=0.5, high=0.5), "Clipped needs 0 <= low < high <= 1, got low 0.5"),
-        (lambda: Clipped(low=-0.1), "Clipped needs 0 <= low < high <= 1, got low -0.1"),
+        (lambda: Clipped(low=-0.1), "Clipped low must be in \\[0, 1\\], got -0.1"),
         (lambda: schedule("linaer"), "unknown schedule 'linaer'; did you mean linear"),
         (lambda: schedule("clipped", schedule="linaer"), "unknown schedule 'linaer'"),
         (lambda: schedule("linear", schedule="power"), "schedule 'linear': .*unexpected keyword"),

@@ -347,10 +347,10 @@ def test_first_hitting_times_are_those_of_the_process():
         (lambda: Threshold(LINEAR, 0), r"threshold level must be in \(0, 1\], got 0"),
         (lambda: Threshold(LINEAR, 1.2), r"threshold level must be in \(0, 1\], got 1.2"),
         (lambda: Factor(LINEAR, 0), "factor must be positive, got 0"),
-        (lambda: EntropyBound(LINEAR, -1), "gamma must be 0 or more nats, got -1"),
+        (lambda: EntropyBound(LINEAR, -1), "gamma must be 0 or more, got -1; in nats"),
         (lambda: Klass(LINEAR, level=2), r"KLASS level must be in \(0, 1\], got 2"),
-        (lambda: Klass(LINEAR, eps=0), "KLASS needs eps > 0 and patience >= 1, got 0 and 2"),
-        (lambda: Klass(LINEAR, patience=0), "KLASS needs eps > 0 and patience >= 1"),
+        (lambda: Klass(LINEAR, eps=0), "KLASS eps must be positive, got 0"),
+        (lambda: Klass(LINEAR, patience=0), "KLASS patience must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_a_rule_is_refused(make, message):

@@ -13,11 +13,13 @@ Shapes: everything is elementwise over leading dimensions; p0 and logp have V la
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import check_fields
 from sfumato.errors import ConfigError, near
 from sfumato.rng import Rng
 from sfumato.schedules import Linear, Schedule, reveal_rate, schedule_from
@@ -34,6 +36,12 @@ class Kernel(NamedTuple):
     dspread: Tensor
 
 
+_REMEDY = "for 0 use Masked, for 1 use Uniform"
+Size = Annotated[int, Field(ge=1, lt=2**31, description="count the mask token in vocab_size")]
+UniformShare = Annotated[float, Field(gt=0, lt=1, title="between 0 and 1", description=_REMEDY)]
+
+
+@runtime_checkable
 class Corruption(Protocol):
     """Protocol of a corruption; see the classes below."""
 
@@ -137,7 +145,7 @@ def _mixed(corruption: Corruption, x0: Tensor, t: Tensor, rng: Rng) -> Tensor:
 class Masked:
     """Tokens turn into the mask token, one by one, and stay it (MDLM, arXiv 2406.07524)."""
 
-    vocab_size: int
+    vocab_size: Size
     mask_id: int
     schedule: Schedule = field(default_factory=Linear)
     absorbing = True
@@ -178,7 +186,7 @@ class Masked:
 class Uniform:
     """Tokens turn into any token but the mask, again and again (D3PM, UDLM, arXiv 2412.10193)."""
 
-    vocab_size: int
+    vocab_size: Size
     mask_id: int
     schedule: Schedule = field(default_factory=Linear)
     absorbing = False
@@ -209,22 +217,15 @@ class Hybrid:
     all others: log q(x_t | x_0) added to their logits makes them ours.
     """
 
-    vocab_size: int
+    vocab_size: Size
     mask_id: int
     schedule: Schedule = field(default_factory=Linear)
-    uniform_share: float = 0.1
-    gamma: float = 1.0
+    uniform_share: UniformShare = 0.1
+    gamma: Annotated[float, Field(gt=0, le=1e3, description="use 1")] = 1.0
     absorbing = False
 
     def __post_init__(self):
         _check_vocabulary(self)
-        if not 0 < self.uniform_share < 1:
-            raise ConfigError(
-                f"uniform_share must be between 0 and 1, got {self.uniform_share}; "
-                "for 0 use Masked, for 1 use Uniform"
-            )
-        if not self.gamma > 0:
-            raise ConfigError(f"gamma must be positive, got {self.gamma}; use 1")
 
     def kernel(self, t: Tensor) -> Kernel:
         clean, dp = self.schedule.alpha(t), -self.schedule.dalpha(t)
@@ -254,6 +255,7 @@ class Hybrid:
 
 
 def _check_vocabulary(corruption: Masked | Uniform | Hybrid) -> None:
+    check_fields(corruption)
     if corruption.vocab_size < 2 or not 0 <= corruption.mask_id < corruption.vocab_size:
         raise ConfigError(
             f"mask_id must be one of the {corruption.vocab_size} tokens of the vocabulary, got "

@@ -1,8 +1,14 @@
 """Where tensors live and what their numbers are, by name."""
 
+from typing import Literal
+
 import torch
 
+from sfumato.arguments import Kind
 from sfumato.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISION = Kind(Precision)
 
 
 def find_device(name: str | torch.device, index: int = 0) -> torch.device:
@@ -23,9 +29,8 @@ def find_device(name: str | torch.device, index: int = 0) -> torch.device:
 
 def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What "fp32" and "bf16" mean, and "auto" on a device: what it multiplies fastest."""
+    PRECISION.check("precision", precision)
     known = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    if precision not in ("auto", *known):
-        raise ConfigError(f"precision must be 'auto', 'fp32' or 'bf16', got '{precision}'")
     return fast_dtype(device) if precision == "auto" else known[precision]
 
 

@@ -10,28 +10,43 @@ all would be sure. One that is `blind` reads the logits alone, wherever on a can
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import check_fields
 from sfumato.errors import ConfigError
 from sfumato.types import Canvas
 
 WIDTHS = (64, 1024)  # most likely tokens that top-p looks at, before it looks at all
+
+# what the options of the same names may be
+Heat = Annotated[float, Field(ge=0, le=1e6, description="0 is greedy")]
+Most = Annotated[int, Field(ge=1, le=2**31, description="leave it out to keep all")]
+Nucleus = Annotated[float, Field(gt=0, le=1, description="1 keeps all")]
+Floor = Annotated[float, Field(ge=0, le=1, description="0 keeps all")]
+Penalty = Annotated[float, Field(gt=0, le=100, description="1 is none")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+SMALLEST = 1e-4  # temperature that logits are divided by without overflow
 
 
 @dataclass(frozen=True)
 class Temperature:
     """Divide by the temperature; 0 leaves the most likely token only (greedy)."""
 
-    value: float
+    value: Heat
     sharpens = True
     blind = True
 
     def __post_init__(self):
-        if not (self.value >= 0 and math.isfinite(self.value)):
-            raise ConfigError(f"temperature must be 0 or more, got {self.value}; 0 is greedy")
+        check_fields(self, value="temperature")
+        if 0 < self.value < SMALLEST:
+            raise ConfigError(
+                f"temperature must be 0 or at least {SMALLEST}, got {self.value}; 0 is greedy"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -48,13 +63,12 @@ class Temperature:
 class TopK:
     """Keep the k most likely tokens; of equals at the border, those with lower ids."""
 
-    k: int
+    k: Most
     sharpens = True
     blind = True
 
     def __post_init__(self):
-        if self.k < 1:
-            raise ConfigError(f"top_k must be at least 1, got {self.k}; leave it out to keep all")
+        check_fields(self, k="top_k")
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if self.k >= logits.shape[-1]:
@@ -67,13 +81,12 @@ class TopK:
 class TopP:
     """Keep the smallest set of tokens whose probability reaches p; at least one (nucleus)."""
 
-    p: float
+    p: Nucleus
     sharpens = True
     blind = True
 
     def __post_init__(self):
-        if not 0 < self.p <= 1:
-            raise ConfigError(f"top_p must be in (0, 1], got {self.p}; 1 keeps all")
+        check_fields(self, p="top_p")
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if self.p == 1:
@@ -118,13 +131,12 @@ def _likeliest(logits: Tensor, values: Tensor, order: Tensor, count: Tensor) -> 
 class MinP:
     """Keep tokens at least p times as likely as the likeliest (arXiv 2407.01082)."""
 
-    p: float
+    p: Floor
     sharpens = True
     blind = True
 
     def __post_init__(self):
-        if not 0 <= self.p <= 1:
-            raise ConfigError(f"min_p must be in [0, 1], got {self.p}; 0 keeps all")
+        check_fields(self, p="min_p")
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if self.p == 0:
@@ -138,11 +150,14 @@ class Repetition:
     """Make tokens that the canvas already shows less likely: logits / penalty where positive,
     times penalty where negative (CTRL, arXiv 1909.05858)."""
 
-    penalty: float
+    penalty: Penalty
 
     def __post_init__(self):
-        if not self.penalty > 0:
-            raise ConfigError(f"repetition_penalty must be positive, got {self.penalty}; 1 is none")
+        check_fields(self, penalty="repetition_penalty")
+        if self.penalty < 0.01:
+            raise ConfigError(
+                f"repetition_penalty must be at least 0.01, got {self.penalty}; 1 is none"
+            )
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         rows = where.nonzero()[:, 0]
@@ -157,8 +172,11 @@ class Repetition:
 class Suppress:
     """Tokens that are never written: special ids, words a user bans."""
 
-    ids: tuple[int, ...]
+    ids: tuple[TokenId, ...]
     blind = True
+
+    def __post_init__(self):
+        check_fields(self, ids="suppress")
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         if not self.ids:

@@ -5,18 +5,31 @@
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import torch
+from pydantic import Field
 
-from sfumato.corruption import Corruption
-from sfumato.devices import find_dtype
+from sfumato.arguments import Count, Numbers, Seed, check_fields, numbers
+from sfumato.corruption import Corruption, Masked
+from sfumato.devices import Precision
 from sfumato.errors import CheckpointError, ConfigError, near
-from sfumato.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
+from sfumato.filters import (
+    Floor,
+    Heat,
+    MinP,
+    Most,
+    Nucleus,
+    Penalty,
+    Repetition,
+    Suppress,
+    Temperature,
+    TokenId,
+    TopK,
+    TopP,
+)
 from sfumato.grammar import Grammar
 from sfumato.growing import Growth
 from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
@@ -46,12 +59,10 @@ class Rule:
 
     def check(self, name: str, options: Mapping[str, float]) -> None:
         """Raise if the rule, which goes by `name`, has no such option."""
-        for key, value in options.items():
+        for key in options:
             if key not in self.defaults:
                 hint = near(key, self.defaults) if self.defaults else "; it has none"
                 raise ConfigError(f"step '{name}' has no option '{key}'{hint}")
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"step option '{key}' must be a number, got {value!r}")
 
     def __call__(self, corruption: Corruption, options: Mapping[str, float]) -> Step:
         return self.make(corruption, **{**self.defaults, **options})
@@ -105,52 +116,48 @@ ALIASES = {
     "cfg_scale": "guidance",
 }
 
-LAYOUTS = ("packed", "padded")
+_ANY = Masked(2, 1)  # any corruption
+Layout = Literal["packed", "padded"]
+Guidance = Annotated[float, Field(ge=0, le=1e4)]
+Schema = Annotated[Mapping[str, Any] | str, Field(title="a JSON schema, as a mapping or as text")]
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
     """How text is written; change it with `replace`, or `with_changes` to accept aliases."""
 
-    length: int | None = None  # new tokens; None: whatever the canvas has left
-    grow: int | None = (
+    length: Count | None = None  # new tokens; None: whatever the canvas has left
+    grow: Count | None = (
         None  # begin with so many new tokens; add more, up to `length`, until it ends
     )
-    grow_options: Mapping[str, float] = field(default_factory=dict)
-    canvas: int | None = None  # positions the model was trained on; None: its largest
-    layout: str = "packed"  # "padded": a text ends in eos, and the rest of its canvas is padding
-    num_steps: int | None = None  # None: one for every new token
+    grow_options: Numbers = field(default_factory=dict)
+    canvas: Count | None = None  # positions the model was trained on; None: its largest
+    layout: Layout = "packed"  # "padded": a text ends in eos, and the rest of its canvas is padding
+    num_steps: Count | None = None  # None: one for every new token
     step: str | None = None  # None: "ancestral"; for an autoregressive model "left_to_right"
-    step_options: Mapping[str, float] = field(default_factory=dict)
-    block: int | None = None  # decode in blocks of this many positions
+    step_options: Numbers = field(default_factory=dict)
+    block: Count | None = None  # decode in blocks of this many positions
     lookahead: bool = True  # a block sees what follows it
-    guidance: float = 0.0  # further towards source or prompt, by this; twice the cost
-    approx_cache: str | None = None  # "prefix" or "dual": what is around a block is read once
-    approx_refresh: int | None = None  # or once in so many steps
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    suppress: tuple[int, ...] = ()  # token ids that are never written
+    guidance: Guidance = 0.0  # further towards source or prompt, by this; twice the cost
+    approx_cache: Literal["prefix", "dual"] | None = None  # what is around a block is read once
+    approx_refresh: Count | None = None  # or once in so many steps
+    temperature: Heat = 1.0
+    top_k: Most | None = None
+    top_p: Nucleus | None = None
+    min_p: Floor | None = None
+    repetition_penalty: Penalty | None = None
+    suppress: tuple[TokenId, ...] = ()  # token ids that are never written
     regex: str | None = None  # all of the new text, and of every gap, matches it
-    json_schema: Mapping[str, Any] | str | None = None  # ... is JSON that is valid under it
+    json_schema: Schema | None = None  # ... is JSON that is valid under it
     choices: tuple[str, ...] | None = None  # ... is one of these
-    seed: int | None = None  # None: another text every time
-    precision: str = "auto"  # of the network: "fp32", "bf16", or what the device multiplies fastest
+    seed: Seed | None = None  # None: another text every time
+    precision: Precision = "auto"  # of the network: or what the device multiplies fastest
     torch_compile: bool = False  # one text at a time, of a model with an exact cache: faster passes
 
     def __post_init__(self):
-        for name in ("length", "grow", "canvas", "num_steps", "block", "approx_refresh"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise ConfigError(f"guidance must be a number of at least 0, got {self.guidance}")
-        if self.layout not in LAYOUTS:
-            raise ConfigError(f"layout must be 'packed' or 'padded', got '{self.layout}'")
-        if self.approx_cache not in (None, "prefix", "dual"):
-            raise ConfigError(f"approx_cache must be 'prefix' or 'dual', got '{self.approx_cache}'")
+        check_fields(self)
+        object.__setattr__(self, "step_options", numbers("step option", self.step_options))
+        object.__setattr__(self, "grow_options", numbers("grow option", self.grow_options))
         if self.approx_refresh is not None and self.approx_cache is None:
             raise ConfigError("approx_refresh is for an approx_cache; name it, 'prefix' or 'dual'")
         if self.step is None and self.step_options:
@@ -159,9 +166,9 @@ class GenerationOptions:
             raise ConfigError(f"unknown step '{self.step}'{near(self.step, STEPS)}")
         if self.step is not None:
             STEPS[self.step].check(self.step, self.step_options)
+            STEPS[self.step](_ANY, self.step_options)  # its own checks
         if len([g for g in (self.regex, self.json_schema, self.choices) if g is not None]) > 1:
             raise ConfigError("regex, json_schema and choices exclude each other; give one of them")
-        find_dtype(self.precision, torch.device("cpu"))
         if self.grow is None and self.grow_options:
             raise ConfigError("grow_options without grow; give it the tokens to begin with")
         if self.grow is not None and self.length is not None and self.grow > self.length:
@@ -250,11 +257,9 @@ class GenerationOptions:
     def growth(self) -> Growth:
         """How the canvas grows, if it does."""
         known = {f.name for f in fields(Growth)}
-        for key, value in self.grow_options.items():
+        for key in self.grow_options:
             if key not in known:
                 raise ConfigError(f"no grow option '{key}'{near(key, known)}")
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"grow option '{key}' must be a number, got {value!r}")
         return Growth(**self.grow_options)  # type: ignore[arg-type]
 
     def check_growth(self, corruption: Corruption, one_way: bool) -> None:

@@ -4,11 +4,13 @@ The same conventions as `steps.py`.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import PositiveShare, Share, check_fields
 from sfumato.errors import ConfigError
 from sfumato.logits import confidences, probability_of
 from sfumato.rng import Rng
@@ -23,7 +25,10 @@ from sfumato.steps import (
 )
 from sfumato.types import Canvas, Sharp
 
+Eta = Annotated[float, Field(ge=0, le=1, description="use 0.02")]
 
+
+@runtime_checkable
 class Rate(Protocol):
     """How often ReMDM puts a decided token back: sigma [B], given its largest lawful value [B]."""
 
@@ -34,10 +39,10 @@ class Rate(Protocol):
 class Cap:
     """sigma = min(eta, largest)."""
 
-    eta: float = 0.02
+    eta: Eta = 0.02
 
     def __post_init__(self):
-        _check_eta(self.eta)
+        check_fields(self, "remasking {}")
 
     def __call__(self, limit: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return limit.clamp_max(self.eta)
@@ -47,10 +52,10 @@ class Cap:
 class Rescale:
     """sigma = eta * largest."""
 
-    eta: float = 0.02
+    eta: Eta = 0.02
 
     def __post_init__(self):
-        _check_eta(self.eta)
+        check_fields(self, "remasking {}")
 
     def __call__(self, limit: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return self.eta * limit
@@ -60,12 +65,12 @@ class Rescale:
 class During:
     """sigma = min(eta, largest) while t_off <= s < t <= t_on, and 0 outside."""
 
-    eta: float
-    t_on: float
-    t_off: float
+    eta: Eta
+    t_on: Share
+    t_off: Share
 
     def __post_init__(self):
-        _check_eta(self.eta)
+        check_fields(self, "remasking {}")
 
     def __call__(self, limit: Tensor, t: Tensor, s: Tensor) -> Tensor:
         inside = (t <= self.t_on) & (s >= self.t_off)
@@ -77,13 +82,14 @@ class Plateau:
     """A schedule that stops at `alpha_on` from `t_on` to `t_off` (time runs from 1 to 0)."""
 
     schedule: Schedule
-    t_on: float
-    t_off: float
-    alpha_on: float
+    t_on: Share
+    t_off: Share
+    alpha_on: Share
     low = 0.0
     high = 1.0
 
     def __post_init__(self):
+        check_fields(self, "remasking {}")
         if not (0 < self.t_off < self.t_on < 1 and 0 < self.alpha_on < 1):
             raise ConfigError(
                 "the remasking loop needs 0 < t_off < t_on < 1 and 0 < alpha_on < 1; got "
@@ -212,16 +218,13 @@ class Wino:
 
     schedule: Schedule
     mask_id: int
-    draft: float = 0.6
-    verify: float = 0.9
+    draft: PositiveShare = 0.6
+    verify: Share = 0.9
     exact = False
     verifies = True
 
     def __post_init__(self):
-        if not (0 < self.draft <= 1 and 0 <= self.verify <= 1):
-            raise ConfigError(
-                f"WINO needs draft in (0, 1] and verify in [0, 1], got {self.draft}, {self.verify}"
-            )
+        check_fields(self, "WINO {}")
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         return ~canvas.fixed & canvas.noisy.any(1, keepdim=True)
@@ -251,8 +254,3 @@ class Wino:
         return replace(
             new, tokens=new.tokens.masked_fill(back, self.mask_id), noisy=new.noisy | back
         )
-
-
-def _check_eta(eta: float) -> None:
-    if not 0 <= eta <= 1:
-        raise ConfigError(f"remasking eta must be in [0, 1], got {eta}; use 0.02")

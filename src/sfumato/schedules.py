@@ -7,14 +7,17 @@ under names that say which. `SCHEDULES` maps every name a paper or a run file ma
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import Share, check_fields
 from sfumato.errors import ConfigError, near
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """alpha falls from 1 - low at t = 0 to 1 - high at t = 1; most schedules have 0 and 1."""
 
@@ -92,12 +95,11 @@ class CosineAlpha:
 class LogLinear:
     """alpha = 1 - (1 - eps) t: MDLM's log-linear noise; a share eps is still clean at t = 1."""
 
-    eps: float = 1e-3
+    eps: Annotated[float, Field(ge=0, lt=1, description="use 1e-3")] = 1e-3
     low = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.eps < 1:
-            raise ConfigError(f"LogLinear eps must be in [0, 1), got {self.eps}; use 1e-3")
+        check_fields(self, "LogLinear {}")
 
     @property
     def high(self) -> float:
@@ -117,13 +119,12 @@ class LogLinear:
 class Power:
     """alpha = 1 - t ** exponent."""
 
-    exponent: float = 2.0
+    exponent: Annotated[float, Field(gt=0, le=1e3, description="use 2")] = 2.0
     low = 0.0
     high = 1.0
 
     def __post_init__(self):
-        if not self.exponent > 0:
-            raise ConfigError(f"Power exponent must be positive, got {self.exponent}; use 2")
+        check_fields(self, "Power {}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t**self.exponent
@@ -144,10 +145,11 @@ class Clipped:
     """
 
     schedule: Schedule = field(default_factory=Linear)
-    low: float = 0.3
-    high: float = 0.8
+    low: Share = 0.3
+    high: Share = 0.8
 
     def __post_init__(self):
+        check_fields(self, "Clipped {}")
         if not 0 <= self.low < self.high <= 1:
             raise ConfigError(
                 f"Clipped needs 0 <= low < high <= 1, got low {self.low} and high {self.high}"

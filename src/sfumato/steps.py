@@ -13,13 +13,14 @@ Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B].
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import Count, Positive, check_fields
 from sfumato.corruption import Corruption
-from sfumato.errors import ConfigError
 from sfumato.logits import (
     confidences,
     draw_tokens,
@@ -32,6 +33,7 @@ from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
 from sfumato.types import Canvas, Sharp, Step
 
+Level = Annotated[float, Field(gt=0, le=1, description="use 0.9")]
 _TOKENS, _PLACES, _RENOISE = 0, 1, 2  # what a step's random streams are for
 
 # --- the parts that rules share ---
@@ -313,12 +315,12 @@ class Threshold:
     """Every position whose most likely token reaches `level` (Fast-dLLM, arXiv 2505.22618)."""
 
     schedule: Schedule
-    level: float = 0.9
+    level: Level = 0.9
     exact = False
     wanted = _all_noisy
 
     def __post_init__(self):
-        _check_share("threshold level", self.level)
+        check_fields(self, level="threshold level")
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scores = spread(confidences(logits), where, 0.0)
@@ -334,13 +336,12 @@ class Factor:
     (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
 
     schedule: Schedule
-    factor: float = 1.0
+    factor: Annotated[float, Field(gt=0, description="use 1")] = 1.0
     exact = False
     wanted = _all_noisy
 
     def __post_init__(self):
-        if not self.factor > 0:
-            raise ConfigError(f"factor must be positive, got {self.factor}; use 1")
+        check_fields(self)
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scores = spread(confidences(logits), where, 0.0).masked_fill(~canvas.noisy, -1)
@@ -363,12 +364,11 @@ class EntropyBound:
     """
 
     schedule: Schedule
-    gamma: float = 0.1
+    gamma: Annotated[float, Field(ge=0, description="in nats")] = 0.1
     wanted = _all_noisy
 
     def __post_init__(self):
-        if not self.gamma >= 0:
-            raise ConfigError(f"entropy bound gamma must be 0 or more nats, got {self.gamma}")
+        check_fields(self, gamma="entropy bound gamma")
 
     @property
     def exact(self) -> bool:
@@ -392,18 +392,14 @@ class Klass:
     and KL from the last `patience` predictions below `eps` (KLASS, arXiv 2511.05664)."""
 
     schedule: Schedule
-    level: float = 0.6
-    eps: float = 0.015
-    patience: int = 2
+    level: Level = 0.6
+    eps: Positive = 0.015
+    patience: Count = 2
     exact = False
     wanted = _all_noisy
 
     def __post_init__(self):
-        _check_share("KLASS level", self.level)
-        if not (self.eps > 0 and self.patience >= 1):
-            raise ConfigError(
-                f"KLASS needs eps > 0 and patience >= 1, got {self.eps} and {self.patience}"
-            )
+        check_fields(self, "KLASS {}")
 
     def __call__(
         self,
@@ -429,8 +425,3 @@ class Klass:
         memory[where] = logp
         new = commit(canvas, chosen, draw_at(canvas, chosen, sharp, rng))
         return replace(new, memory={**canvas.memory, "logp": memory, "calm": calm})
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ConfigError(f"{name} must be in (0, 1], got {value}; use 0.9")
