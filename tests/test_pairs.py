@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from sfumato.data import PairRows, Pairs, PreparedPairs, Rows, Source, prepare, prepare_pairs
-from sfumato.data.pairs import cut_first
 from sfumato.data.rows import open_rows
+from sfumato.data.sentences import cut_first
 from sfumato.data.text import Progress
 from sfumato.data.tokenizer import encode, special_ids
 from sfumato.errors import ConfigError, DataError

@@ -24,8 +24,8 @@ from sfumato.data import (
     special_ids,
     train_tokenizer,
 )
+from sfumato.data.documents import PIECE
 from sfumato.data.prepared import SPLITS, token_dtype
-from sfumato.data.sources import PIECE
 from sfumato.errors import ConfigError, DataError, TokenizerError
 
 WORDS = ["the", "cat", "dog", "ran", "sat", "saw", "red", "ball", "tree", "sun", "and", "she", "no"]

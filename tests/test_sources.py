@@ -1,9 +1,11 @@
 """Sources give every document once, whole and unchanged, and name what they cannot read."""
 
+import bz2
 import csv
 import gzip
 import itertools
 import json
+import lzma
 import random
 import re
 import subprocess
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from local_hub import environment, serve
 
 from sfumato.data import Source, encode, train_tokenizer
-from sfumato.data.sources import PIECE, Piece, cut, split_text
+from sfumato.data.documents import PIECE, Piece, cut, split_text
+from sfumato.data.tally import Tally, tell
 from sfumato.errors import ConfigError, DataError
 
 TEXTS = [
@@ -36,10 +39,10 @@ def write(path, texts=TEXTS, field="text"):
         pq.write_table(pa.table({"n": range(len(texts)), field: texts}), path)
         return path
     with opened(path, "wt", encoding="utf-8", newline="") as file:
-        if ".jsonl" in name:
+        if ".json" in name or ".ndjson" in name:
             file.writelines(json.dumps({"n": n, field: t}) + "\n" for n, t in enumerate(texts))
-        elif ".csv" in name:
-            writer = csv.writer(file)
+        elif ".csv" in name or ".tsv" in name:
+            writer = csv.writer(file, delimiter="\t" if ".tsv" in name else ",")
             writer.writerow(["n", field])
             writer.writerows(enumerate(texts))
         else:
@@ -56,6 +59,10 @@ FORMATS = [
     "a.jsonl.gz",
     "a.csv.gz",
     "A.JSONL",
+    "a.ndjson",
+    "a.json",
+    "a.tsv",
+    "a.json.gz",
 ]
 
 
@@ -214,7 +221,16 @@ def test_long_documents_come_in_pieces_and_short_ones_whole(tmp_path):
     [
         ("a.txt", b"", "a.txt is empty"),
         ("a.txt", b"\x89PNG\x00\x00", "a.txt is a binary file"),
-        ("a.txt", b"good\ncaf\xe9 noir", "a.txt, byte 8: not UTF-8 .* iconv"),
+        ("a.txt", b"text " * 2000 + b"\0", "a.txt is a binary file .a zero byte after byte 0"),
+        ("a.txt", b"text " * 20000 + b"\0", "a.txt is a binary file .a zero byte after byte 65536"),
+        ("a.csv", b"text\n" + b"text " * 2000 + b"\0", "a.csv is a binary file"),
+        ("a.jsonl", b'{"text": "a"}\n' * 999 + b"\0", "a.jsonl is a binary .* in line 1000"),
+        ("a.txt", b"o\0n\0e\0", "binary file .*, or UTF-16 without a byte order mark"),
+        ("a.txt", gzip.compress(b"text"), r"a.txt is gzip data; name it as such: \.gz at the end"),
+        ("a.jsonl", bz2.compress(b"text"), "a.jsonl is packed by bzip2; unpack it"),
+        ("a.csv", lzma.compress(b"text"), "a.csv is packed by xz; unpack it"),
+        ("a.txt", b"good\ncaf\xe9 noir", "a.txt, byte 8: not UTF-8 .* iconv -f cp1252 -t utf-8"),
+        ("a.txt", b"He said \x93hi\x94", "a.txt, byte 8: not UTF-8 .* iconv -f cp1252 -t utf-8"),
         ("a.txt", "split at the end: \u00e9".encode()[:-1], "a.txt, byte 18: not UTF-8"),
         ("a.txt.gz", b"no gzip at all", "a.txt.gz is not a whole gzip file"),
         ("a.txt.gz", gzip.compress(b"word " * 9999)[:-20], "a.txt.gz is not a whole gzip file"),
@@ -223,6 +239,28 @@ def test_long_documents_come_in_pieces_and_short_ones_whole(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n\n["b"]\n', "a.jsonl, line 3: a JSON list; expected an obj"),
         ("a.jsonl", b'{"story": "a", "n": 1}', "line 1: no field 'text'; .* there are: n, story"),
         ("a.jsonl", b'{"text": 5}', "line 1: expected text in field 'text', got 5"),
+        ("a.jsonl", b'{"text": ["a"]}', "line 1: expected text in field 'text', got ..a"),
+        ("a.jsonl", b'[\n  {"text": "a"}\n]', r"line 1: broken JSON .* column 2.*file named .json"),
+        ("a.jsonl", b'{\n"text": "a"}', r"line 1: broken JSON .* column 2.*file named .json"),
+        (
+            "a.jsonl",
+            b'{"n": %s, "text": ""}' % (b"9" * 4301),
+            "a number of too many digits",
+        ),
+        ("a.jsonl", b'{"n": %s' % (b"[" * 99999), "line 1: JSON nested too deeply"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}', "line 1: the field 'text' stands there twice"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "te\\u0078t": "b"}',
+            "the field 'text' stands there twice",
+        ),
+        ("a.json", b'[{"text": "a"}, 5]', "a.json, item 2: a JSON int; expected an object"),
+        ("a.json", b'{"data": [{"text": "a"}]}', "without the field 'text'.*the one under 'data'"),
+        ("a.json", b'[{"text": "a"},\n{"text"]', "a.json, line 2: broken JSON .* at column 8"),
+        ("a.json", b'[{"text": "a", "text": "b"}]', "item 1: the field 'text' stands there twice"),
+        ("a.csv", b"text,n,text\na,1,b\n", "line 1: the field 'text' stands there twice"),
+        ("a.csv", b'text;n\n"a" b;1\n', "line 2: broken CSV .* hold ';' or quotes"),
+        ("a.tsv", b"n\ttext\n1\ta\tb\n", "a.tsv, line 2: expected 2 fields as in line 1, got 3"),
         ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl, line 1: not UTF-8"),
         ("a.jsonl", b'{"text": "\\ud83d"}', "line 1: half a surrogate pair"),
         ("a.csv", b"n,text\n1,a\n2,b,c\n", "a.csv, line 3: expected 2 fields"),
@@ -239,6 +277,118 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         list(Source(str(path)).documents())
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused_where_they_are_wanted(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array(values) for values in (["a"], ["b"], ["1"], ["2"], ["3"])]
+    table = pa.Table.from_arrays(columns, names=["text", "text", "n", "n", "story"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    name = str(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet: the field 'text' stands there twice"):
+        list(Source(name).documents())
+    assert list(Source(name, field="story").documents()) == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "one\n<|endoftext|>\ncaf\u00e9"),
+        ("a.jsonl", '{"text": "one"}\n\n{"text": "caf\u00e9"}\n'),
+        ("a.ndjson", '{"text": "one"}\n{"text": "caf\u00e9"}\n'),
+        ("a.json", '[\n{"text": "one"},\n{"text": "caf\u00e9"}\n]'),
+        ("a.json", '{"text": "one"}\n{"text": "caf\u00e9", "n": 1}\n'),
+        ("a.csv", "n,text\n1,one\n\n2,caf\u00e9\n"),
+        ("a.csv", "n;text\n1;one\n2;caf\u00e9\n"),
+        ("a.tsv", "n\ttext\n1\tone\n2\tcaf\u00e9\n"),
+        ("a.tsv", "text,n\none,1\ncaf\u00e9,2\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-be"])
+def test_a_byte_order_mark_says_how_text_is_spelt(tmp_path, name, content, encoding):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    path = tmp_path / name
+    path.write_bytes((mark + content).encode(encoding))
+    tally = Tally()
+    assert [p.text for p in Source(str(path)).pieces(tally=tally)] == ["one", "caf\u00e9"]
+    assert any("UTF-" in note for note in tally.notes) == (not encoding.startswith("utf-8"))
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert list(Source(str(tmp_path / f"{name}.gz")).documents()) == ["one", "caf\u00e9"]
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    for name in ("empty.txt", "empty.jsonl", ".hidden.txt", "notes.md", "README", "b.md"):
+        (tmp_path / name).write_text("never" if "empty" not in name else "")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "hidden.txt").write_text("never")
+    (tmp_path / "broken.txt").symlink_to("nowhere")
+    (tmp_path / "linked").symlink_to(tmp_path / ".git")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "n": 1}\n\n{"text": " "}\n{"text": null}\n')
+    (tmp_path / "c.csv").write_text("id,text\n1,two\n\n2,\n")
+    tally = Tally()
+    assert [p.text for p in Source(str(tmp_path)).pieces(tally=tally)] == ["one", "two"]
+    found = tally.as_dict()
+    assert found == {
+        "files": {".csv": 1, ".jsonl": 1, ".txt": 1},
+        "left_out": {
+            "blank documents": 4,
+            "blank lines": 2,
+            "empty files": 2,
+            "files of other kinds": 3,
+            "files without text": 1,
+            "hidden files and folders": 2,
+            "links to folders or to nothing": 2,
+        },
+        "other_kinds": {".md": 2, "README": 1},
+        "columns_not_taken": ["id", "n"],
+    }
+    assert tell(found)[0] == "read: 1 .csv, 1 .jsonl, 1 .txt"
+    assert "left out: 3 files of other kinds (.md 2, README 1)" in tell(found)
+    assert tell(found)[-1] == "columns not taken: id, n"
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "blank"),
+    [
+        ("a\n\nb\n", "\n", 1),
+        ("\n\na\n \n", "\n", 3),
+        ("##\na\n##\n##\nb\n##\n", "##", 1),
+        ("\n\na\n\n\n\nb\n\n", "", 0),
+    ],
+)
+def test_blank_lines_and_documents_of_text_are_counted(tmp_path, text, separator, blank):
+    (tmp_path / "a.txt").write_text(text)
+    tally = Tally()
+    pieces = Source(str(tmp_path / "a.txt"), separator=separator).pieces(tally=tally)
+    assert [piece.text for piece in pieces] == ["a", "b"][: 1 + ("b" in text)]
+    assert tally.left_out["blank documents"] == blank
+
+
+def test_a_folder_of_nothing_but_empty_files_is_refused(tmp_path):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(DataError, match="holds no file of a known format with something in it"):
+        Source(str(tmp_path)).files()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": 5}, "name of a source is text; got 5"),
+        ({"name": ""}, "got ''"),
+        ({"name": "a\0b"}, "a source is a file, a folder or a data set's name"),
+        ({"name": "a", "field": None}, "field of a source is text; got None"),
+        ({"name": "a", "separator": 1}, "separator of a source is text or None; got 1"),
+        ({"name": "a", "limit": "3"}, "limit of a source is a whole number or None; got '3'"),
+        ({"name": "a", "limit": True}, "limit of a source is a whole number or None; got True"),
+        ({"name": "a", "streaming": 1}, "streaming of a source is True or False; got 1"),
+    ],
+)
+def test_options_of_a_wrong_type_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Source(**options)
 
 
 def test_a_file_that_goes_away_is_named(tmp_path):

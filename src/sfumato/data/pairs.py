@@ -15,8 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sfumato.data.documents import Piece
 from sfumato.data.prepared import PREPARED, SPLITS, Prepared
-from sfumato.data.sources import Piece, Source
+from sfumato.data.sentences import cut_first
+from sfumato.data.sources import Source
+from sfumato.data.tally import Tally
 from sfumato.data.text import SHARD, Progress, prepare, write_json
 from sfumato.errors import ConfigError, DataError
 
@@ -26,13 +29,6 @@ if TYPE_CHECKING:
 PAIRS, SOURCES, TARGETS = "pairs.json", "sources", "targets"
 FORMAT = 1
 BLANK, NO_SOURCE, NO_TARGET = "blank", "empty source", "empty target"
-
-ENDINGS = ".!?\u2026\u3002\uff01\uff1f"
-CLOSING = "\"'\u2019\u201d)]\u00bb\u300d"
-OPENING = "\"'\u2018\u201c([\u00ab\u300c-\u2013\u2014 "
-ABBREVIATIONS = frozenset(
-    ("mr", "mrs", "ms", "dr", "st", "prof", "sr", "jr", "vs", "etc", "e.g", "i.e")
-)
 
 
 class Pair(NamedTuple):
@@ -72,9 +68,9 @@ class Pairs:
         """How many records are no pairs, and why; reads everything."""
         return dict(Counter(reason for _, reason in self.read() if reason is not None))
 
-    def read(self) -> Iterator[tuple[Pair, str | None]]:
-        """Every record, and why it is skipped, if it is."""
-        for where, pair in self._records():
+    def read(self, tally: Tally | None = None) -> Iterator[tuple[Pair, str | None]]:
+        """Every record, and why it is skipped, if it is; `tally` counts what is no record."""
+        for where, pair in self._records(Tally() if tally is None else tally):
             source, target = bool(pair.source.strip()), bool(pair.target.strip())
             if source and target:
                 yield pair, None
@@ -87,26 +83,18 @@ class Pairs:
                 )
             yield pair, reason
 
-    def _records(self) -> Iterator[tuple[str, Pair]]:
+    def _records(self, tally: Tally) -> Iterator[tuple[str, Pair]]:
         if self.source_field is None or self.target_field is None:
-            for number, text in enumerate(self.source.documents(), 1):
+            for number, (text, _, _) in enumerate(self.source.pieces(None, tally), 1):
                 yield f"{self.source.name}, document {number}", Pair(*cut_first(text), text)
             return
-        files = self.source.files()
-        parts = [replace(self.source, name=str(path)) for path in files] or [self.source]
         left = self.source.limit
-        for part in parts:
-            if part.name.lower().removesuffix(".gz").endswith(".txt"):
-                raise DataError(f"{part.name} has no fields; expected JSON lines, CSV or parquet")
-            sides = (
-                replace(part, field=field).records()
-                for field in (self.source_field, self.target_field)
-            )
-            for number, (source, target) in enumerate(zip(*sides, strict=True), 1):
-                if left == 0:
-                    return
-                yield f"{part.name}, record {number}", Pair(source, target, f"{source}\n{target}")
-                left = None if left is None else left - bool(source.strip() or target.strip())
+        wanted = (self.source_field, self.target_field)
+        for where, (source, target) in self.source.records(wanted, tally):
+            if left == 0:
+                return
+            yield where, Pair(source, target, f"{source}\n{target}")
+            left = None if left is None else left - bool(source.strip() or target.strip())
 
     def sample(self, characters: int) -> Iterator[str]:
         """About as much text, for a tokenizer to learn from; of documents, what they are."""
@@ -115,33 +103,6 @@ class Pairs:
             return
         for field in (self.source_field, self.target_field):
             yield from replace(self.source, field=field).sample(characters // 2)
-
-
-def cut_first(text: str) -> tuple[str, str]:
-    """The first sentence and the rest, without the space between; no end, no rest.
-
-    A sentence ends at a full stop or its like (and quotes after it) if then comes a space and no
-    small letter, and not after "Mr." and its like; or at an empty line.
-    """
-    for at, character in enumerate(text):
-        if character == "\n" and text[at + 1 :].lstrip(" \t\r").startswith("\n"):
-            if text[:at].strip():
-                return text[:at].strip(), text[at:].strip()
-            continue
-        if character not in ENDINGS:
-            continue
-        end = at + 1
-        while end < len(text) and text[end] in ENDINGS + CLOSING:
-            end += 1
-        rest = text[end:].lstrip()
-        begins = rest.lstrip(OPENING)[:1]
-        spaced = character in ENDINGS[4:] or text[end : end + 1].isspace()
-        word = text[:at].rsplit(None, 1)[-1:] or [""]
-        if character == "." and word[0].lstrip(OPENING).lower() in ABBREVIATIONS:
-            continue
-        if rest and spaced and begins and not begins.islower():
-            return text[:end].strip(), rest.rstrip()
-    return text.strip(), ""
 
 
 @dataclass(frozen=True)
@@ -161,10 +122,12 @@ class Side:
     def num_bytes(self) -> int | None:
         return self.pairs.source.num_bytes()
 
-    def pieces(self, size: int | None = None) -> Iterator[Piece]:
+    def pieces(self, size: int | None = None, tally: Tally | None = None) -> Iterator[Piece]:
         """Whole texts, of any length: both sides of a pair go to one split."""
-        for pair in self.pairs:
-            yield Piece(pair.source if self.side == SOURCES else pair.target, True, pair.whole)
+        for pair, skipped in self.pairs.read(tally):
+            if skipped is None:
+                text = pair.source if self.side == SOURCES else pair.target
+                yield Piece(text, True, pair.whole)
 
     def sample(self, characters: int) -> Iterator[str]:
         return self.pairs.sample(characters)

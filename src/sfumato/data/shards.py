@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from sfumato.data.documents import Piece
 from sfumato.data.prepared import ENDS, SPLITS, token_dtype
-from sfumato.data.sources import Piece
 from sfumato.data.tokenizer import SpecialIds, encode
 
 if TYPE_CHECKING:

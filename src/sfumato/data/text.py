@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sfumato.data.documents import PIECE
 from sfumato.data.prepared import (
     ENDS,
     FORMAT,
@@ -34,7 +35,8 @@ from sfumato.data.prepared import (
     token_dtype,
 )
 from sfumato.data.shards import Encoded, Shard, assign, encode_shard, shards
-from sfumato.data.sources import PIECE, Readable, Source
+from sfumato.data.sources import Readable, Source
+from sfumato.data.tally import Tally
 from sfumato.data.tokenizer import (
     encode,
     fingerprint,
@@ -115,8 +117,9 @@ def prepare(
             if not (out / PREPARED).exists():  # else another process has just finished it
                 journal = _open_journal(out, request)
                 tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
-                journal = _tokenize(source, out, tokenizer, journal, workers, progress)
-                _finish(source, out, tokenizer, name, journal)
+                taken = Tally()
+                journal = _tokenize(source, out, tokenizer, journal, taken, workers, progress)
+                _finish(source, out, tokenizer, name, journal, taken)
             for leftover in (JOURNAL, LOCK):
                 (out / leftover).unlink(missing_ok=True)
     done = Prepared.open(out)
@@ -264,12 +267,13 @@ def _tokenize(
     out: Path,
     tokenizer: "PreTrainedTokenizerFast",
     journal: Journal,
+    taken: Tally,
     workers: int,
     progress: Callable[[Progress], None] | None,
 ) -> Journal:
     """Append every shard that the journal does not have yet."""
     dtype = token_dtype(len(tokenizer))
-    pieces = source.pieces(PIECE if _can_join(tokenizer) else None)
+    pieces = source.pieces(PIECE if _can_join(tokenizer) else None, taken)
     todo = shards(assign(pieces, journal.request["validation"]), journal.request["shard"])
     _skip(todo, journal, out)
     work = partial(encode_shard, tokenizer=tokenizer, special=special_ids(tokenizer))
@@ -380,7 +384,12 @@ def _append(out: Path, file: FileIO, values: np.ndarray) -> None:
 
 
 def _finish(
-    source: Readable, out: Path, tokenizer: "PreTrainedTokenizerFast", name: str, journal: Journal
+    source: Readable,
+    out: Path,
+    tokenizer: "PreTrainedTokenizerFast",
+    name: str,
+    journal: Journal,
+    taken: Tally,
 ) -> None:
     if not _progress(journal).documents:
         raise DataError(f"no text in {source.name}: every document is blank; give some text")
@@ -395,6 +404,7 @@ def _finish(
         "format": FORMAT,
         "request": journal.request,
         "source_bytes": source.num_bytes(),
+        "taken": taken.as_dict(),
         "tokenizer": {
             "name": name,
             "fingerprint": fingerprint(tokenizer),
