@@ -193,6 +193,21 @@ def test_statistics_are_those_of_the_documents(source, tmp_path, tokenizer):
             assert facts["lengths"][f"p{percent}"] == expected
 
 
+def test_what_was_taken_and_left_out_is_recorded(tmp_path, tokenizer):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write(folder / "a.jsonl", [*stories(60), " "])
+    (folder / "empty.txt").touch()
+    (folder / "notes.md").write_text("mine")
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        prepare(folder, out, tokenizer, shard=600, progress=stop_after(3))
+    found = prepare(folder, out, tokenizer, shard=600).facts["taken"]
+    reasons = {"blank documents": 1, "empty files": 1, "files of other kinds": 1}
+    assert found["files"] == {".jsonl": 1}
+    assert found["left_out"] == reasons, "those of the part before the stop, too"
+
+
 def test_a_tokenizer_is_trained_where_none_is_given(source, tmp_path):
     prepared = prepare(source, tmp_path / "out", vocab_size=300)
     assert fingerprint(prepared.tokenizer()) == fingerprint(train_tokenizer(stories(60), 300))
@@ -447,7 +462,7 @@ def test_damage_is_found(source, tmp_path, tokenizer):
         Prepared.open(out).verify()
     facts = json.loads((out / "prepared.json").read_text())
     (out / "prepared.json").write_text(json.dumps(facts | {"format": 99}))
-    with pytest.raises(DataError, match="has format 99, expected 1"):
+    with pytest.raises(DataError, match="has format 99, expected 2"):
         Prepared.open(out)
     (out / "prepared.json").write_text("{")
     with pytest.raises(DataError, match=r"prepared.json is damaged"):

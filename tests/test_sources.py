@@ -346,7 +346,7 @@ def test_what_is_left_out_is_counted(tmp_path):
         "columns_not_taken": ["id", "n"],
     }
     assert tell(found)[0] == "read: 1 .csv, 1 .jsonl, 1 .txt"
-    assert "left out: 3 files of other kinds (.md 2, README 1)" in tell(found)
+    assert "left out, files of other kinds: 3 (.md 2, README 1)" in tell(found)
     assert tell(found)[-1] == "columns not taken: id, n"
 
 

@@ -94,6 +94,7 @@ def data_prepare(
 ) -> None:
     """Tokenize text into memory-mapped files. Run it again after a kill and it goes on."""
     from sfumato.data.pairs import Pairs, prepare_pairs
+    from sfumato.data.tally import tell as told
     from sfumato.data.text import prepare
     from sfumato.data.tokenizer import load_tokenizer
 
@@ -129,6 +130,8 @@ def data_prepare(
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
+    for line in told(facts["taken"] if pairs is None else facts["targets"]["taken"]):
+        typer.echo(line)
     if pairs is None:
         _tell_splits(facts)
     else:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAIRS, SOURCES, TARGETS = "pairs.json", "sources", "targets"
-FORMAT = 1
+FORMAT = 2
 BLANK, NO_SOURCE, NO_TARGET = "blank", "empty source", "empty target"
 
 

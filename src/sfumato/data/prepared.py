@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PREPARED, JOURNAL = "prepared.json", "journal.json"
-FORMAT = 1
+FORMAT = 2
 SPLITS: tuple[str, ...] = ("train", "validation")
 ENDS = np.dtype("<i8")
 PERCENTILES = (1, 5, 25, 50, 75, 90, 95, 99, 100)

@@ -59,7 +59,7 @@ def tell(taken: dict[str, Any]) -> list[str]:
     for reason, count in taken.get("left_out", {}).items():
         kinds = taken.get("other_kinds", {}) if reason == OTHER_KINDS else {}
         named = _listed(f"{kind} {n:,}" for kind, n in kinds.items())
-        lines.append(f"left out: {count:,} {reason}" + (f" ({named})" if named else ""))
+        lines.append(f"left out, {reason}: {count:,}" + (f" ({named})" if named else ""))
     if columns := taken.get("columns_not_taken"):
         lines.append("columns not taken: " + _listed(columns))
     return [*lines, *taken.get("notes", [])]
