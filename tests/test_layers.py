@@ -20,7 +20,7 @@ corruption models data
 denoisers guidance readers approximate
 objectives steps revising constrained
 generate blockwise growing likelihood retrace testing
-options folders pages given gaps conditions pipeline pipeline_hf conditional
+options folders pages finite given gaps conditions pipeline pipeline_hf conditional
 evals
 train export serve
 doctor cli __main__

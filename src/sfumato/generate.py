@@ -141,6 +141,8 @@ def generate(
         part = _columns(canvas, start, min(start + size, length))
         if start < lead:
             continue
+        if not bool(canvas.noisy[:, start:].any()):
+            return
         if not bool(part.noisy.any()):
             denoiser = denoiser.given(left=part.tokens)
             continue

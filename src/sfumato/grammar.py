@@ -62,6 +62,27 @@ class Grammar:
             raise ConfigError("no choices; give at least one text")
         return cls.regex("|".join(map(literal, choices)))
 
+    def texts(self, most: int) -> list[str] | None:
+        """All texts, shorter beginnings first; None where there are more than `most`."""
+        ways = np.zeros((len(self.table), len(self.table)), dtype=np.bool_)
+        states, letters = (self.table != NOWHERE).nonzero()
+        ways[states, self.table[states, letters]] = True
+        useful = _closure(ways.T, self.final)
+        found: list[str] = []
+        pending = [(0, b"")]
+        while pending:
+            state, text = pending.pop()
+            if self.final[state]:
+                found.append(text.decode())
+                if len(found) > most:
+                    return None
+            row = self.table[state]
+            ahead = (row != NOWHERE).nonzero()[0]
+            pending += [(int(row[b]), text + bytes([b])) for b in ahead[::-1] if useful[row[b]]]
+            if len(pending) > LARGEST:
+                return None
+        return found
+
     def over(
         self,
         words: Sequence[bytes | None],  # [V] the bytes of each token; None: never written
@@ -281,6 +302,11 @@ class Automaton:
             label = self.classes[token]
             state = NOWHERE if NOWHERE in (state, label) else int(self.table[state, label])
         return state
+
+    def accepts(self, state: int, tokens: Sequence[int]) -> bool:
+        """Whether some tokens are a text, from a state on."""
+        state = self.after(state, tokens)
+        return state != NOWHERE and bool(self.final[state])
 
     def completable(self, count: int) -> Bools:
         """[count + 1, Q] whether exactly so many tokens lead from a state to a final one."""

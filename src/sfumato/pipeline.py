@@ -26,6 +26,7 @@ from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.filters import Allowed
+from sfumato.finite import Finite, draw_texts
 from sfumato.folders import check_tokenizer, load_folder
 from sfumato.gaps import GapLength, gap_lengths
 from sfumato.generate import blank, generate
@@ -370,9 +371,15 @@ class DiffusionLM:
         page = Page.blank(task)
         yield page
         with self.inference():
-            for canvas in self._canvases(task):
+            for canvas in self._canvases(self._decided(task)):
                 page = page.after(canvas)
                 yield page
+
+    def _decided(self, task: Task) -> Task:
+        """With its texts drawn, where a grammar has so few that each can be scored."""
+        finite = Finite.of(task, self.corruption, self.encode, self.special)
+        cut = self.autoregressive or not (task.options.lookahead or self.block_size)
+        return task if finite is None else draw_texts(task, finite, self._canvases, cut=cut)
 
     def _canvases(self, task: Task) -> Iterator[Canvas]:
         options, written = task.options, (task.canvas, task.step, task.rng)
