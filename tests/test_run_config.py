@@ -13,7 +13,8 @@ from sfumato.errors import ConfigError
 from sfumato.schedules import Clipped, CosineAlpha, Power
 from sfumato.train import dump_run, load_run
 from sfumato.train.build import build_corruption, build_objective
-from sfumato.train.config import Section
+from sfumato.train.config import Section, kinds
+from sfumato.train.run_file import all_keys
 
 LEAST = {"output": "out", "data": {"folder": "words"}}
 
@@ -54,6 +55,71 @@ def test_numbers_are_read_as_numbers(word, value):
     assert isinstance(rate, float)
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("010", 10), ("0o10", 8), ("0x10", 16), ("10_000", 10_000), ("1e4", 10_000), ("+7", 7)],
+)
+def test_whole_numbers_are_those_of_yaml_1_2(word, value):
+    assert load_run(LEAST, [f"seed={word}"]).seed == value
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "On", "1:30", "2026-11-30", "3e-4", "010", "0o7", "1_000", "null", "~", ".inf"]
+)
+def test_text_stays_text_when_a_run_is_written(tmp_path, text):
+    run = load_run({**LEAST, "log": {"run_name": text}})
+    (tmp_path / "run.yaml").write_text(dump_run(run))
+    assert load_run(tmp_path / "run.yaml").log.run_name == text
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["log"]["run_name"] == text
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/of/me")
+    words = ["output=~/out", "data.folder=~/words", "model.init_from=~", "model.encoder.size=tiny"]
+    run = load_run(
+        {"output": "~/out"}, [*words, "model.encoder.init_from=~/x", "model.init_from='~/y'"]
+    )
+    assert (str(run.output), str(run.data.folder)) == ("/of/me/out", "/of/me/words")
+    assert run.model.init_from == "/of/me/y"
+    assert run.model.encoder is not None
+    assert run.model.encoder.init_from == "/of/me/x"
+
+
+HOSTILE = [
+    *(None, True, False, -1, 0, 1, 10**30, 10**400, -1e300, 1e300, 0.5, float("nan")),
+    *(float("inf"), "", "x", "\0", "1:30", b"x", [], [None], {}, {"name": 3}, {"a": {}}, object()),
+]
+
+
+def with_key(key: str, value: object) -> dict:
+    """The least run with a value at a key."""
+    keys = {**LEAST, "data": dict(LEAST["data"])}
+    inner, (*sections, name) = keys, key.split(".")
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[name] = value
+    return keys
+
+
+@pytest.mark.parametrize("key", [key for key, _ in all_keys()])
+def test_every_key_takes_what_it_should_or_says_what_it_wants(key):
+    field = dict(all_keys())[key]
+    assert field.description
+    wanted = kinds(field.annotation)
+    for value in HOSTILE:
+        try:
+            run = load_run(with_key(key, value))
+        except ConfigError:
+            continue
+        found = run
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert not isinstance(value, bool) or bool in wanted
+        if isinstance(value, int | float) and wanted & {int, float}:
+            assert found == pytest.approx(value)
+            assert float in wanted or abs(value) < 2**63
+
+
 def test_an_override_keeps_the_rest_of_its_section():
     keys = {**LEAST, "train": {"max_steps": 300}}
     run = load_run(keys, ["train.batch_size=4", "objective.weight.name=clipped"])
@@ -86,7 +152,19 @@ def test_one_word_stands_for_a_list():
         ),
         (["train.max_steps"], r"expected key=value, got 'train.max_steps'"),
         (["--train.max_steps"], r"expected key=value"),
-        (["train.max_steps=[1"], r"value of 'train.max_steps' is not valid YAML"),
+        (["train.max_steps=[1"], r"value of 'train.max_steps'.*: not YAML: expected ','"),
+        (["max_steps=5"], r"unknown key 'max_steps'; did you mean train.max_steps\?"),
+        (["train.batch_sise=5"], r"unknown key 'train.batch_sise'; did you mean batch_size"),
+        (["model.learning_rate=1"], r"did you mean train.learning_rate\?"),
+        (["batch_size=5"], r"did you mean train.batch_size or evaluate.batch_size\?"),
+        (["train.max_steps=true"], r"train.max_steps: expected a number, got true"),
+        (["model.time_conditioned=1"], r"time_conditioned: expected true or false, got 1"),
+        (["train.max_steps=1:30"], r"train.max_steps: .*valid integer.*, got '1:30'"),
+        (["model.num_hidden_layers=1e30"], r"model.num_hidden_layers: .*got 1e\+30"),
+        (["train.batch_size=1073741824"], r"rows of data.length 256 are 274,877,906,944 tokens"),
+        (["output=''"], r"output: expected the name of a file or folder, got ''"),
+        (['data.folder="a\\0b"'], r"data.folder: expected the name of a file or folder"),
+        (["output=~nobody_of_that_name/x"], r"output: no home folder is known for"),
         (["output.name=1"], r"'output.name': output is 'out', not a section"),
     ],
 )
@@ -103,9 +181,10 @@ def test_missing_keys_are_named():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("run.yaml", "train: [", r"run.yaml is not valid YAML: .+ line 1.*$"),
-        ("run.json", "{'a': 1}", r"run.json is not valid JSON: .+ line 1.*$"),
-        ("run.yaml", "just words", r"must hold keys and values .* got 'just words'"),
+        ("run.yaml", "train: [", r"run.yaml, line 1, column 9: not YAML: .*; expected keys and"),
+        ("run.json", "{'a': 1}", r"run.json, line 1, column 2: not JSON: .*; expected keys and"),
+        ("run.yaml", "just words", r"run.yaml: got 'just words'; expected keys and values such as"),
+        ("run.yaml", "seed: 1\nseed: 2", r"line 2: the key 'seed' stands there twice"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, text, message):
@@ -116,12 +195,14 @@ def test_a_broken_file_is_named(tmp_path, name, text, message):
 
 def test_a_file_of_other_bytes_is_named(tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"output: caf\xe9")
-    with pytest.raises(ConfigError, match=r"run.yaml is not UTF-8 text: unexpected end of data"):
+    with pytest.raises(
+        ConfigError, match=r"run.yaml, line 1: not UTF-8 \(unexpected end of data\)"
+    ):
         load_run(tmp_path / "run.yaml")
 
 
 def test_an_absent_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot read the run file .*absent.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"absent.yaml: there is no such file"):
         load_run(tmp_path / "absent.yaml")
 
 

@@ -13,6 +13,7 @@ from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import SpecialIds
 from sfumato.denoisers import Full, autoregressive
 from sfumato.errors import ConfigError, near
+from sfumato.files import brief
 from sfumato.folders import load_folder
 from sfumato.models.attend import attend_from
 from sfumato.models.encoder_decoder import SHAPE, EncoderDecoder, EncoderDecoderConfig
@@ -73,8 +74,8 @@ def check_rule(
                     f"got {value!r}"
                 )
             check_rule(Choice(**inner), SCHEDULES, f"{key}.schedule")
-        elif not isinstance(value, int | float):
-            raise ConfigError(f"{key}.{name} must be a number, got {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{key}.{name} must be a number, got {brief(value)}")
 
 
 def build_corruption(run: Run, vocab_size: int, mask_id: int) -> Corruption:

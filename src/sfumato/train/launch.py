@@ -8,7 +8,8 @@ never dropped. torchrun sets none of these.
 from collections.abc import Mapping
 
 from sfumato.errors import ConfigError
-from sfumato.train.config import Run, load_run
+from sfumato.train.config import Run
+from sfumato.train.run_file import load_run
 
 # Variables that are refused if set, and what to do instead.
 REFUSED = {

@@ -36,7 +36,7 @@ from sfumato.train.build import (
     build_objective,
 )
 from sfumato.train.checkpoint import Checkpoints, locked, publish, writing
-from sfumato.train.config import Run, dump_run
+from sfumato.train.config import Run
 from sfumato.train.events import (
     Evaluated,
     Event,
@@ -53,6 +53,7 @@ from sfumato.train.launch import launched
 from sfumato.train.log import Metrics, Window, read_records, rewrite
 from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
+from sfumato.train.run_file import dump_run
 from sfumato.train.search import INTERVALS, Interval, least, loss_variances
 from sfumato.train.state import State
 from sfumato.train.step import Scored, Stepper, to_device
