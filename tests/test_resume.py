@@ -19,7 +19,8 @@ from sfumato.errors import CheckpointError, TrainingError
 from sfumato.pipeline import DiffusionLM
 from sfumato.train import Run, dump_run, load_run, train
 from sfumato.train.checkpoint import Checkpoints
-from sfumato.train.events import Evaluated, Interrupted, Saved, Started, Stepped
+from sfumato.train.events import Evaluated, Finished, Interrupted, Saved, Started, Stepped
+from sfumato.train.optim import rate_factor
 from sfumato.train.trainer import Trainer
 from sfumato.train.world import World
 
@@ -268,7 +269,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(words, tmp_pat
         (["seed=5", "data.length=16"], r"data.length 32 -> 16, seed 0 -> 5;"),
         (["objective.weight=clipped"], r"objective.weight.name None -> 'clipped'"),
         (["model.num_hidden_layers=3"], r"model.num_hidden_layers 2 -> 3"),
-        (["train.max_steps=20"], r"train.max_steps 10 -> 20"),  # a cosine would have been another
+        (["train.max_steps=9"], r"train.max_steps 10 -> 9"),  # its steps have other rates
+        (["train.max_steps=20", "seed=5"], r"seed 0 -> 5, train.max_steps 10 -> 20"),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(words, tmp_path, overrides, message):
@@ -322,6 +324,26 @@ def test_a_finished_constant_run_can_be_made_longer(words, tmp_path):
     assert not events[-1].stopped_early
 
 
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
+def test_a_run_whose_rate_falls_can_be_made_longer_too_and_says_so(words, tmp_path, kind):
+    rates = {"lr_scheduler_type": kind, "save_steps": 6, "min_lr_ratio": 0.25}
+    run_all(small_run(words, tmp_path / "out", train=rates))
+    longer = small_run(words, tmp_path / "out", train={**rates, "max_steps": 16})
+    events = train(longer)
+    begun = next(events)
+    assert begun.step == 10
+    assert begun.note.startswith("made longer, from 10 to 16 steps: the learning rate is ")
+    for step in (10, 11):
+        expected = 0.02 * rate_factor(step, longer.train)
+        assert next(events).learning_rate == pytest.approx(expected)
+    while not isinstance(next(events), Saved):  # that of step 12
+        pass
+    events.close()
+    events = run_all(longer)  # as a run of 16 steps, which goes on as any other
+    assert of_kind(events, Started)[0].note == ""
+    assert [e.step for e in of_kind(events, Stepped)] == [13, 14, 15, 16]
+
+
 def test_a_run_killed_between_its_first_model_and_its_first_checkpoint_begins_again(
     words, tmp_path
 ):
@@ -361,6 +383,40 @@ def test_overwriting_starts_again(words, tmp_path):
     assert not load_run(tmp_path / "out/run.yaml").overwrite  # given again, it goes on
     records = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
     assert [json.loads(r)["step"] for r in records if "grad_norm" in r] == list(range(1, 11))
+
+
+def test_overwriting_is_of_another_run_so_that_a_preempted_one_ends(words, tmp_path):
+    run_all(small_run(words, tmp_path / "out", "seed=1"))
+    run = small_run(words, tmp_path / "out", "overwrite=true", train={"save_steps": 3})
+    begun = []
+    for _ in range(4):  # a job that is stopped after every checkpoint, and given again as it was
+        events = train(run)
+        begun.append(next(events).step)
+        while not isinstance(next(events, None), Saved | Finished | None):
+            pass
+        events.close()
+    assert begun == [0, 3, 6, 9]
+    assert run_all(run)[0].step == 10
+    assert isinstance(run_all(run)[-1], Finished)  # and what is finished stays so
+
+
+def test_overwriting_takes_a_folder_of_other_data(words, tmp_path):
+    run = small_run(words, tmp_path / "out", "overwrite=true")
+    run_all(run)
+    other = prepare_words(tmp_path / "other", seed=1)
+    assert run_all(small_run(other, tmp_path / "out", "overwrite=true"))[0].step == 0
+
+
+def test_overwriting_spares_the_good_checkpoints_of_its_own_run(words, tmp_path):
+    run = small_run(words, tmp_path / "out", "overwrite=true", train={"save_steps": 5})
+    run_all(run)
+    (run.output / "checkpoints/step-00000010/state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="remove it to go on from the one before it"):
+        run_all(run)
+    shutil.rmtree(run.output / "checkpoints/step-00000010")
+    assert run_all(run)[0].step == 5
+    (run.output / "checkpoints/step-00000010/state.json").write_text("{")
+    assert run_all(small_run(words, tmp_path / "out", "overwrite=true", "seed=3"))[0].step == 0
 
 
 def test_a_lock_outlives_neither_its_process_nor_a_kill(words, tmp_path):

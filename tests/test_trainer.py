@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -21,9 +22,12 @@ from sfumato.errors import (
     SfumatoError,
     TrainingError,
 )
+from sfumato.likelihood import Estimate
 from sfumato.pipeline import DiffusionLM
 from sfumato.train import load_run, train
 from sfumato.train.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
+from sfumato.train.trainer import Trainer
+from sfumato.train.world import World
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +201,27 @@ def test_the_model_of_a_run_is_the_best_and_not_the_last(words, tmp_path):
     assert of_kind(again, Evaluated)[0].bound == pytest.approx(best.bound, rel=1e-6)
 
 
+@pytest.mark.parametrize("bound", [math.nan, math.inf])
+def test_a_bound_that_is_no_number_is_never_the_best(words, tmp_path, bound):
+    (tmp_path / "out").mkdir()
+    trainer = Trainer(small_run(words, tmp_path / "out"), World(torch.device("cpu")))
+    events = trainer.events()
+    next(events)
+    assert not trainer._judge(Estimate.of(bound, math.nan), [1.0, 1.0]).best
+    assert not (trainer.run.output / "model.safetensors").exists()
+    assert trainer._judge(Estimate.of(3.0, 0.1), [1.0, 1.0]).best
+    assert not trainer._judge(Estimate.of(bound, math.nan), [1.0, 1.0]).best
+    assert trainer.progress.best == 3.0
+    assert trainer.progress.since_best == 1
+    trainer.close()
+    lines = (trainer.run.output / "metrics.jsonl").read_text().splitlines()
+    assert ["eval_bound" in json.loads(line, parse_constant=pytest.fail) for line in lines] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_averaged_weights_are_what_is_measured_and_kept(words, tmp_path):
     run = small_run(words, tmp_path / "out", train={"ema_decay": 0.9})
     saved = of_kind(run_all(run), Saved)[-1].path
@@ -279,6 +304,12 @@ def test_data_smaller_than_a_batch_are_read_over_and_over(tmp_path):
         (["objective.name=next_token", "objective.complementary=true"], r"complementary is for"),
         (["model.size=smal"], r"unknown model size 'smal'; did you mean small"),
         (["model.hidden_size=15"], r"hidden_size 15 must be an even multiple"),
+        (
+            ["model.hidden_size=131072", "model.num_hidden_layers=4096"],
+            r"this machine has .*make it less",
+        ),
+        (["objective.weight={name: clipped, limit: true}"], r"limit must be a number, got True"),
+        (["output=/dev/null"], r"cannot write /dev/null"),
         (["model.attention=ful"], r"unknown attention pattern 'ful'"),
         (["train.device=gpu"], r"cannot use device 'gpu'"),
     ],

@@ -108,6 +108,7 @@ def describe(event: Event) -> Text | None:
         case Started():
             device = f"{event.num_processes} x " * (event.num_processes > 1) + event.device
             begin = f", going on after step {event.step}" if event.step else ""
+            begin += f"; {event.note}" if event.note else ""
             return Text(
                 f"{event.num_weights / 1e6:.2f} M weights, {event.num_rows:,} rows, "
                 f"{device}, {event.precision}{begin}"

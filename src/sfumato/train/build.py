@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -289,9 +290,24 @@ def build_model(
         bos_token_id=special.bos,
         eos_token_id=special.eos,
     )
+    _check_memory(config)
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
         return DiffusionTransformer(config)
+
+
+def _check_memory(config: TransformerConfig) -> None:
+    """Raise before building what this machine's memory cannot hold."""
+    width, inner = config.hidden_size, config.intermediate_size
+    layer = 4 * width**2 + 3 * width * inner
+    weights = config.vocab_size * width + config.num_hidden_layers * layer
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * weights > memory:
+        raise ConfigError(
+            f"a network of model.hidden_size {width}, intermediate_size {inner} and "
+            f"{config.num_hidden_layers} layers has {weights:.3g} weights: in float32 "
+            f"{weights / 2**28:,.0f} GiB, and this machine has {memory / 2**30:,.0f}; make it less"
+        )
 
 
 def _own_shape(options: ModelOptions | EncoderOptions) -> dict[str, int]:

@@ -15,6 +15,7 @@ class Started:
     num_processes: int
     device: str
     precision: str
+    note: str = ""  # what is to be known of how it goes on
 
 
 @dataclass(frozen=True)

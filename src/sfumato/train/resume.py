@@ -1,4 +1,4 @@
-"""May a run go on from this checkpoint? Only if it would have got there itself."""
+"""May a run go on from this checkpoint? Only if it would have got there, or is made longer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -59,11 +59,12 @@ def _flat(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def check_resumable(state: Mapping[str, Any], run: Run, identity: Mapping[str, str]) -> None:
+def check_resumable(state: Mapping[str, Any], run: Run, identity: Mapping[str, str]) -> str:
     """Raise unless the steps behind a checkpoint are the steps that `run` would have taken.
 
-    So settings of the learning rate may change as long as no past step's rate does: a constant or
-    not yet decaying run can be made longer.
+    So settings of the learning rate may change as long as no past step's rate does. And max_steps
+    may be raised: past steps stay as they were, the rate is that of the longer run from here on.
+    Returns what is to be told of that.
     """
     for kind, mark in identity.items():
         if state["identity"][kind] != mark:
@@ -71,14 +72,21 @@ def check_resumable(state: Mapping[str, Any], run: Run, identity: Mapping[str, s
                 f"the checkpoint was trained on other {kind} (fingerprint "
                 f"{state['identity'][kind]}, now {mark}); give the old {kind}, or another output"
             )
-    old = Run.model_validate(state["run"])
+    old, step = Run.model_validate(state["run"]), state["progress"]["step"]
     changed = differences(old, run)
-    steps = range(state["progress"]["step"])
-    if all(rate_factor(step, old.train) == rate_factor(step, run.train) for step in steps):
+    same_rates = all(rate_factor(n, old.train) == rate_factor(n, run.train) for n in range(step))
+    if same_rates:
         changed = {key: pair for key, pair in changed.items() if key not in RATE}
+    elif set(changed) == {"train.max_steps"} and run.train.max_steps > old.train.max_steps:
+        return (
+            f"made longer, from {old.train.max_steps} to {run.train.max_steps} steps: the learning "
+            f"rate is {rate_factor(step, run.train):.3g} of its peak from here on, where that of "
+            f"the shorter run was {rate_factor(step - 1, old.train):.3g}"
+        )
     if changed:
         listed = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in changed.items())
         raise CheckpointError(
             f"{run.output} holds a run with other settings: {listed}; set them back to go on, "
             "choose another output (model.init_from starts from these weights), or overwrite=true"
         )
+    return ""

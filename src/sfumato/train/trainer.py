@@ -128,6 +128,7 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(run.output / "checkpoints", run.train.save_total_limit)
         self.progress = Progress()
+        self.note = ""  # what is to be known of how it goes on
         self.metrics: Metrics | None = None
 
     def events(self) -> Iterator[Event]:
@@ -142,6 +143,7 @@ class Trainer:
             num_processes=self.world.size,
             device=str(self.world.device),
             precision=str(self.dtype).removeprefix("torch."),
+            note=self.note,
         )
         if not self.progress.finished:
             yield from self._steps()
@@ -174,12 +176,8 @@ class Trainer:
             )
         if self.world.first:
             self.checkpoints.sweep()
-        steps = self.checkpoints.steps()
-        if run.overwrite:
-            steps = []
-        elif steps:
-            self._resume(steps[-1])
-        elif (folder / "model.safetensors").exists() and not self._is_own():
+        goes_on = self._resume()
+        if not (goes_on or run.overwrite) and self._holds_model() and not self._is_own():
             raise CheckpointError(
                 f"{folder} already holds a model, and no checkpoint to go on from; "
                 "choose another output, or overwrite=true"
@@ -190,32 +188,61 @@ class Trainer:
                 "choose an output on a file system that all of them share"
             )
         if self.world.first:
-            if run.overwrite:
-                self.checkpoints.clear()
+            if not goes_on:
+                self.checkpoints.clear()  # those of another run
             with writing(folder):
-                rewrite(folder / "run.yaml", dump_run(run.model_copy(update={"overwrite": False})))
+                rewrite(folder / "run.yaml", self._written())
                 if not self.progress.finished:
                     self.metrics = Metrics(run, self.progress.step)
 
+    def _written(self) -> str:
+        """The run as its folder keeps it: whoever gives it again wants it to go on."""
+        return dump_run(self.run.model_copy(update={"overwrite": False}))
+
+    def _holds_model(self) -> bool:
+        return (self.run.output / "model.safetensors").exists()
+
+    def _is_written(self) -> bool:
+        """Whether it is this run that the folder keeps."""
+        try:
+            return (self.run.output / "run.yaml").read_text(encoding="utf-8") == self._written()
+        except (OSError, UnicodeDecodeError):
+            return False
+
     def _is_own(self) -> bool:
         """Whether the folder's model is of this run, ended before its first checkpoint."""
-        try:
-            same = (self.run.output / "run.yaml").read_text(encoding="utf-8") == dump_run(self.run)
-        except FileNotFoundError:
-            return False
         records = read_records(self.run.output / "metrics.jsonl")
-        return same and records[-1:] != [] and records[-1]["step"] < self.run.train.max_steps
+        finished = records[-1:] == [] or records[-1]["step"] >= self.run.train.max_steps
+        return self._is_written() and not finished
 
-    def _resume(self, step: int) -> None:
-        state, training = self.checkpoints.load(step)
-        check_resumable(state, self.run, self.identity)
-        weights = load_file(self.checkpoints.path(step) / "model.safetensors")
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint; False if there is none, or `overwrite` puts it aside.
+
+        Only those of another run: of this one, steps taken again would give the same weights.
+        """
+        steps = self.checkpoints.steps()
+        if not steps:
+            return False
+        try:
+            state, training = self.checkpoints.load(steps[-1])
+            weights = load_file(self.checkpoints.path(steps[-1]) / "model.safetensors")
+        except CheckpointError:
+            if self.run.overwrite and not self._is_written():
+                return False
+            raise
+        try:
+            self.note = check_resumable(state, self.run, self.identity)
+        except CheckpointError:
+            if self.run.overwrite:
+                return False
+            raise
         self.state.restore(weights, training)
         self.progress = Progress(**state["progress"])
         if self.progress.variances:
             self._train_on(least(self.progress.variances))
         if self.progress.step < self.run.train.max_steps and not self._out_of_patience():
             self.progress = replace(self.progress, finished=False)  # it has been made longer
+        return True
 
     # --- the steps ---
 
@@ -358,7 +385,7 @@ class Trainer:
     def _judge(self, bound: Estimate, scored: list[float]) -> Evaluated:
         """Log an evaluation, and keep the model if it is the best so far."""
         old = self.progress
-        best = old.best is None or bound.value < old.best
+        best = math.isfinite(bound.value) and (old.best is None or bound.value < old.best)
         self.progress = replace(
             old,
             best=bound.value if best else old.best,
@@ -399,9 +426,10 @@ class Trainer:
         return Sampled(self.progress.step, written.full_texts)
 
     def _log(self, record: dict[str, float]) -> None:
+        """Numbers only: an error over one row, for one, is none, and JSON has no nan."""
         if self.metrics:
             with writing(self.run.output):
-                self.metrics.write(record)
+                self.metrics.write({k: v for k, v in record.items() if math.isfinite(v)})
 
     def _averaged(self) -> AbstractContextManager:
         return self.state.average.applied() if self.state.average else nullcontext()
@@ -412,8 +440,8 @@ class Trainer:
         return GenerationOptions(canvas=self.run.data.length, layout=self.run.data.layout)
 
     def _save(self) -> Saved:
-        """A checkpoint; without evaluations, its model is the run's model so far."""
-        if not self.run.evaluate.eval_steps:
+        """A checkpoint; while none is the best one, its model is the run's model so far."""
+        if self.progress.best is None:
             self._publish()
         weights, training = self.state.weights(), self.state.training()
         state = {
