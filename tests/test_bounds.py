@@ -142,8 +142,8 @@ def test_bounds_free_of_the_schedule_are_bounds_under_every_one(name, model, sch
         rule = RandomOrder(Linear())  # one a step
         nats = retrace(denoiser, corruption, many, rule, Rng.for_rows(1, many.slots))
         nats = nats.view(30, -1)
-        noise = nats.std(0) / math.sqrt(30)
-        found = Likelihood("retrace", nats.mean(0), noise, TEXTS.trainable.sum(1), 0, 0)
+        noise, tokens = nats.std(0) / math.sqrt(30), TEXTS.trainable.sum(1)
+        found = Likelihood("retrace", nats.mean(0)[:, None], noise, 0 * noise + 29, tokens, 0, 0)
     else:
         found = getattr(likelihood, name)(denoiser, corruption, TEXTS, RNG, samples=30)
     at_least(found, -law.log())

@@ -14,11 +14,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Each imports what is above it, or before it in its line.
 LAYERS = """
-errors arguments files rng types devices
+errors arguments files estimates rng types devices
 schedules filters logits json_schema grammar lattice
 corruption models data
 denoisers guidance readers approximate
-objectives steps revising constrained
+objectives continuous steps revising constrained
 generate blockwise growing likelihood retrace testing
 options folders pages finite given gaps conditions pipeline pipeline_hf conditional
 evals

@@ -11,10 +11,10 @@ from worlds import MASK, VOCAB, Tabular, World, batch_of
 from sfumato import likelihood
 from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.denoisers import Full, autoregressive
-from sfumato.errors import ConfigError, DataError
+from sfumato.errors import ConfigError
 from sfumato.filters import Temperature, TopK, TopP
 from sfumato.generate import blank, generate
-from sfumato.likelihood import Estimate, Likelihood, ratio
+from sfumato.likelihood import Likelihood
 from sfumato.models.attend import HIDDEN
 from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
 from sfumato.rng import Rng
@@ -113,7 +113,7 @@ def test_exact_k_measures_the_enumerated_bound(denoiser):
 def test_continuous_bound_of_the_perfect_denoiser_is_the_entropy(corruption, schedule):
     corruption = corruption(VOCAB + 1, MASK, schedule)
     denoiser = WORLD.denoiser(corruption)
-    found = likelihood.continuous(denoiser, corruption, TEXTS, RNG, samples=300)
+    found = likelihood.continuous(denoiser, corruption, TEXTS, RNG, samples=60)
     assert_measures(found, -WORLD.law.log(), within=0.1)
 
 
@@ -121,7 +121,7 @@ def test_continuous_bound_of_the_perfect_denoiser_is_the_entropy(corruption, sch
 def test_continuous_bound_of_another_denoiser_is_more_than_the_entropy(corruption):
     corruption = corruption(VOCAB + 1, MASK)
     denoiser = WORLD.denoiser(corruption, error=1.0)
-    found = likelihood.continuous(denoiser, corruption, TEXTS, RNG, samples=100)
+    found = likelihood.continuous(denoiser, corruption, TEXTS, RNG, samples=40)
     assert WORLD.law @ found.nats > WORLD.entropy + 0.1
 
 
@@ -163,15 +163,15 @@ def test_the_interval_of_exact_k_covers_the_truth_as_often_as_it_says():
     assert abs(covered - 0.95 * runs) < 4 * math.sqrt(runs * 0.95 * 0.05)
 
 
-def test_systematic_draws_are_less_noisy_than_they_say():
-    many = likelihood.exact_k(WRONG, MASKED, TEXTS, RNG, samples=20)
-    spread_out = torch.stack(
-        [
-            likelihood.exact_k(WRONG, MASKED, TEXTS, Rng.from_seed(seed), samples=20).nats
-            for seed in range(30)
-        ]
-    ).std(0)
-    assert 0.5 < (spread_out / many.noise).mean() < 1.05
+def test_systematic_draws_are_as_noisy_as_they_say():
+    """Not as noisy as independent ones: their times add next to nothing."""
+    every = [
+        likelihood.exact_k(WRONG, MASKED, TEXTS, Rng.from_seed(seed), samples=20)
+        for seed in range(30)
+    ]
+    spread_out = torch.stack([each.nats for each in every]).std(0)
+    said = torch.stack([each.noise.square() for each in every]).mean(0).sqrt()
+    assert 0.9 < (spread_out / said).mean() < 1.03
 
 
 # --- exact values ---
@@ -455,38 +455,3 @@ def test_accuracy_counts_the_most_likely_tokens_that_are_true():
     assert found.accuracy == pytest.approx(float((WORLD.texts == start).double().mean()))
     decoded = likelihood.by_decoder(WRONG, MASKED, TEXTS, Margin(Linear()), num_steps=1)
     assert decoded.accuracy == pytest.approx(found.accuracy)
-
-
-def test_a_ratio_weighs_rows_by_their_length():
-    estimate = ratio(torch.tensor([2.0, 9.0, 5.0]), torch.tensor([1, 3, 0]))
-    assert estimate.value == pytest.approx(11 / 4)
-    # residuals 2 - 2.75 and 9 - 8.25, two rows: sqrt(2 * (0.75**2 * 2)) / 4
-    assert estimate.error == pytest.approx(1.5 / 4)
-    assert estimate.high - estimate.value == pytest.approx(1.96 * 1.5 / 4)
-
-
-def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says():
-    draw = torch.Generator().manual_seed(0)
-    covered = 0
-    for _ in range(400):
-        counts = torch.randint(1, 40, (100,), generator=draw)
-        totals = 2 * counts + counts.sqrt() * torch.randn(100, generator=draw)
-        estimate = ratio(totals, counts)
-        covered += estimate.low <= 2 <= estimate.high
-    assert 0.95 * 400 - 20 <= covered <= 0.95 * 400 + 16  # within 4.5 standard deviations
-
-
-def test_one_row_has_no_error():
-    assert math.isnan(ratio(torch.tensor([3.0]), torch.tensor([2])).error)
-
-
-def test_nothing_to_average_is_an_error():
-    with pytest.raises(DataError, match="nothing to average"):
-        ratio(torch.zeros(2), torch.zeros(2))
-
-
-def test_an_estimate_changes_unit_and_leaves_the_logarithm():
-    estimate = Estimate.of(1.0, 0.1)
-    assert estimate.scaled(2).high == pytest.approx(2 * 1.196)
-    assert estimate.exp().error == pytest.approx(0.1 * math.e)
-    assert estimate.exp().low == pytest.approx(math.exp(1 - 0.196))

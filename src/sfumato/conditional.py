@@ -18,7 +18,7 @@ from sfumato.pages import Generation, Page
 from sfumato.pipeline import DiffusionLM
 
 if TYPE_CHECKING:
-    from sfumato.likelihood import Estimate
+    from sfumato.estimates import Estimate
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def _bound(corruption: Corruption, logp: Tensor, x0: Tensor, xt: Tensor, t: Tens
     depends on t is then of order 1, and float32 does for the sums over the vocabulary.
     """
     mask_id, vocab, dtype = corruption.mask_id, corruption.vocab_size, logp.dtype
-    k = corruption.kernel(t.double())
+    t = t.double()
+    k = corruption.kernel(torch.where(t < 1, t, 1 - 1e-6))  # at 1 a rate of 1 / 0, times 0
     noise_xt = _noise_at(xt, k.mask, k.spread, mask_id, vocab)
     dnoise_xt = _noise_at(xt, k.dmask, k.dspread, mask_id, vocab)
     possible = noise_xt > 0  # otherwise x_t is x_0, and nothing is to be learnt from it
@@ -127,7 +128,7 @@ def _bound(corruption: Corruption, logp: Tensor, x0: Tensor, xt: Tensor, t: Tens
     return (rate.to(dtype) * total).clamp_min(0)  # rounding can leave -1e-9
 
 
-def _any_other(corruption: Corruption, u: Tensor) -> Tensor:
+def any_other(corruption: Corruption, u: Tensor) -> Tensor:
     """Any token but the mask, all equally likely, from u uniform in (0, 1)."""
     tokens = (u * (corruption.vocab_size - 1)).long()
     return tokens + (tokens >= corruption.mask_id)
@@ -137,7 +138,7 @@ def _mixed(corruption: Corruption, x0: Tensor, t: Tensor, rng: Rng) -> Tensor:
     """x_t given x_0: [B, L] tokens and times [B] or [B, L], two draws a position."""
     k = corruption.kernel(t.double() if t.dim() == 2 else t.double()[:, None].expand(x0.shape))
     u, v = rng.fold(0).uniform(x0.shape[1]), rng.fold(1).uniform(x0.shape[1])
-    noisy = torch.where(u < k.alpha + k.spread, _any_other(corruption, v), corruption.mask_id)
+    noisy = torch.where(u < k.alpha + k.spread, any_other(corruption, v), corruption.mask_id)
     return torch.where(u < k.alpha, x0, noisy)
 
 
@@ -200,7 +201,7 @@ class Uniform:
         return Kernel(alpha, zero, 1 - alpha, dalpha, zero, -dalpha)
 
     def prior(self, shape: tuple[int, int], rng: Rng) -> Tensor:
-        return _any_other(self, rng.uniform(shape[1]))
+        return any_other(self, rng.uniform(shape[1]))
 
     corrupt = _mixed
     posterior = _posterior

@@ -13,15 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.continuous import Continuous
 from sfumato.corruption import Corruption
-from sfumato.errors import ConfigError, DataError
+from sfumato.errors import ConfigError
+from sfumato.estimates import Estimate, ratio
 from sfumato.generate import blank, generate
 from sfumato.models.attend import positions_from
 from sfumato.objectives import (
     BlockDiffusion,
-    Bound,
     Draw,
     ExactK,
     MaskedDiffusion,
@@ -36,65 +38,31 @@ from sfumato.types import Batch, Canvas, Denoiser, Filter, Objective, Sharp, Ste
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number measured on a sample."""
-
-    value: float
-    error: float  # standard error; nan where one row says nothing about it
-    low: float  # 95 % confidence interval, normal approximation
-    high: float
-
-    @classmethod
-    def of(cls, value: float, error: float) -> "Estimate":
-        """The interval that a standard error gives."""
-        return cls(value, error, value - 1.96 * error, value + 1.96 * error)
-
-    def scaled(self, factor: float) -> "Estimate":
-        """The same in another unit; `factor` is positive."""
-        return Estimate(*(factor * x for x in (self.value, self.error, self.low, self.high)))
-
-    def exp(self) -> "Estimate":
-        """Its exponential: error by the delta method, interval from that of the logarithm."""
-        value = math.exp(self.value)
-        return Estimate(value, value * self.error, math.exp(self.low), math.exp(self.high))
-
-
-def ratio(totals: Tensor, counts: Tensor) -> Estimate:
-    """sum(totals) / sum(counts) over independent rows, both [B]; rows of count 0 do not count.
-
-    Error of the ratio estimator (Cochran, Sampling Techniques, 1977, eq. 6.13), which knows that
-    long rows weigh more. Whatever noise is in the single totals is in it too.
-    """
-    kept = counts > 0
-    totals, counts = totals[kept].double(), counts[kept].double()
-    rows, count = len(counts), float(counts.sum())
-    if not rows:
-        raise DataError("nothing to average: every text is empty; give at least one with tokens")
-    value = float(totals.sum()) / count
-    if rows == 1:
-        return Estimate.of(value, math.nan)
-    squares = float((totals - value * counts).square().sum())
-    return Estimate.of(value, math.sqrt(squares * rows / (rows - 1)) / count)
-
-
-@dataclass(frozen=True)
 class Likelihood:
     """-log p of every row, or an estimate of it or of a bound on it."""
 
     estimator: str  # the call that made it
-    nats: Tensor  # [B] float64
+    each: Tensor  # [B, L] float64 nats: what the token at each position adds
     noise: Tensor  # [B] float64, standard error of nats from the estimator's own draws
+    freedom: Tensor  # [B] float64, the degrees of freedom of that error
     tokens: Tensor  # [B] int64, trainable tokens
     correct: float  # predicted tokens whose most likely value was the true one
     predicted: float
 
+    @property
+    def nats(self) -> Tensor:
+        """[B] float64, of each row."""
+        return self.each.sum(1)
+
     @classmethod
     def join(cls, parts: Sequence["Likelihood"]) -> "Likelihood":
         """Batches of one estimator as one."""
+        width = max(part.each.shape[1] for part in parts)
         return cls(
             parts[0].estimator,
-            torch.cat([part.nats for part in parts]),
+            torch.cat([F.pad(part.each, (0, width - part.each.shape[1])) for part in parts]),
             torch.cat([part.noise for part in parts]),
+            torch.cat([part.freedom for part in parts]),
             torch.cat([part.tokens for part in parts]),
             sum(part.correct for part in parts),
             sum(part.predicted for part in parts),
@@ -105,14 +73,25 @@ class Likelihood:
         count = int(owner.max()) + 1
 
         def total(values: Tensor) -> Tensor:
-            return values.new_zeros(count).index_add_(0, owner, values)
+            return values.new_zeros((count, *values.shape[1:])).index_add_(0, owner, values)
 
-        noise = total(self.noise.square()).sqrt()
-        return replace(self, nats=total(self.nats), noise=noise, tokens=total(self.tokens))
+        variance = self.noise.square()
+        # Welch and Satterthwaite: of a sum of errors
+        freedom = total(variance).square() / total(variance.square() / self.freedom)
+        return replace(
+            self,
+            each=total(self.each),
+            noise=total(variance).sqrt(),
+            freedom=freedom.nan_to_num(math.inf),
+            tokens=total(self.tokens),
+        )
 
     @property
     def per_token(self) -> Estimate:
-        """Nats per trainable token; its error is over rows and includes their noise."""
+        """Nats per trainable token; its error is over rows and includes their noise.
+
+        For independent rows; `grouped` makes the rows of one text one row.
+        """
         return ratio(self.nats, self.tokens)
 
     @property
@@ -124,8 +103,9 @@ class Likelihood:
     def per_row(self) -> list[Estimate]:
         """Nats per trainable token of each row by itself; the error is the estimator's noise."""
         counts = self.tokens.clamp_min(1)
-        values, errors = (self.nats / counts).tolist(), (self.noise / counts).tolist()
-        return [Estimate.of(*pair) for pair in zip(values, errors, strict=True)]
+        columns = (self.nats / counts, self.noise / counts, self.freedom)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [Estimate.of(value, error, round(freedom, 1)) for value, error, freedom in rows]
 
     def bits_per_byte(self, num_bytes: Tensor) -> Estimate:
         """num_bytes [B]: UTF-8 bytes that each row's trainable tokens spell."""
@@ -181,7 +161,7 @@ def _within_blocks(denoiser: Trainable, masked: MaskedDiffusion) -> Objective:
 def continuous(
     denoiser: Trainable, corruption: Corruption, batch: Batch, rng: Rng, *, samples: int = 1
 ) -> Likelihood:
-    """The continuous-time bound of any corruption: its integrand at times spread over (0, 1)."""
+    """The continuous-time bound of any corruption, see `sfumato.continuous` for how it is drawn."""
     schedule = corruption.schedule
     if schedule.low > 0 or schedule.high < 1:
         raise ConfigError(
@@ -190,7 +170,7 @@ def continuous(
         )
     return _average(
         f"continuous(samples={samples})",
-        lambda times: Bound(corruption, times),
+        lambda times: Continuous(corruption, times),
         denoiser,
         batch,
         rng,
@@ -277,11 +257,30 @@ def _average(
     ]
     return _mean(
         estimator,
-        torch.stack([loss.nll.double().sum(1) for loss in losses]),
+        [loss.nll.double() for loss in losses],
+        *_noise_in_order(torch.stack([loss.nll.double().sum(1) for loss in losses])),
         batch,
         sum(float(loss.correct) for loss in losses),
         sum(float(loss.corrupted) for loss in losses),
     )
+
+
+def _noise_in_order(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the mean of draws [S, B] at times in order: standard error, degrees of freedom, [B] each.
+
+    From the differences of neighbours: what the times themselves make of a draw is nearly the same
+    in both, and spread out evenly adds nothing to the error of the mean. What is left of it makes
+    the error too large, never too small. Neighbouring differences share a draw, so that of S - 1
+    some two thirds are independent, and fewer where some times are noisier than others.
+    """
+    count = len(draws)
+    if count == 1:
+        unknown = torch.full_like(draws[0], math.nan)
+        return unknown, unknown
+    squares = draws.diff(dim=0).square()
+    total, most = squares.sum(0), 2 * (count - 1) ** 2 / (3 * count - 4)
+    freedom = 2 * total.square() / squares.square().sum(0)
+    return (total / (2 * count * (count - 1))).sqrt(), freedom.nan_to_num(most).clamp(1, most)
 
 
 # --- exact for one way of writing ---
@@ -338,9 +337,13 @@ def any_order(
     if size := getattr(denoiser, "block_size", None):  # one block is written after another
         orders = [order + positions_from(batch.segments) // size for order in orders]
     each = [by_order(denoiser, corruption, batch, order) for order in orders]
+    draws = torch.stack([likelihood.nats for likelihood in each])
+    noise = torch.full_like(draws[0], math.nan) if samples == 1 else draws.std(0)
     return _mean(
         f"any_order(samples={samples})",
-        torch.stack([likelihood.nats for likelihood in each]),
+        [likelihood.each for likelihood in each],
+        noise / math.sqrt(samples),
+        torch.full_like(noise, samples - 1),
         batch,
         sum(likelihood.correct for likelihood in each),
         sum(likelihood.predicted for likelihood in each),
@@ -456,21 +459,23 @@ def _exact(
     estimator: str, nats: Tensor, batch: Batch, correct: float, predicted: float
 ) -> Likelihood:
     """From nats [B, L] of each token."""
-    total = nats.double().sum(1)
-    tokens = batch.trainable.sum(1)
-    return Likelihood(estimator, total, torch.zeros_like(total), tokens, correct, predicted)
+    tokens, none = batch.trainable.sum(1), torch.zeros_like(nats[:, 0], dtype=torch.float64)
+    freedom = torch.full_like(none, math.inf)
+    return Likelihood(estimator, nats.double(), none, freedom, tokens, correct, predicted)
 
 
 def _mean(
-    estimator: str, draws: Tensor, batch: Batch, correct: float, predicted: float
+    estimator: str,
+    draws: Sequence[Tensor],
+    noise: Tensor,
+    freedom: Tensor,
+    batch: Batch,
+    correct: float,
+    predicted: float,
 ) -> Likelihood:
-    """From several estimates of each row, [S, B].
-
-    Their noise is taken as that of independent draws: too large where times are spread evenly.
-    """
-    nats, count = draws.mean(0), len(draws)
-    noise = torch.full_like(nats, math.nan) if count == 1 else draws.std(0) / math.sqrt(count)
-    return Likelihood(estimator, nats, noise, batch.trainable.sum(1), correct, predicted)
+    """Of several estimates of each token [B, L]."""
+    each, tokens = torch.stack(list(draws)).mean(0), batch.trainable.sum(1)
+    return Likelihood(estimator, each, noise, freedom, tokens, correct, predicted)
 
 
 def _check_masked(name: str, corruption: Corruption) -> None:

@@ -45,7 +45,7 @@ from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from sfumato.likelihood import Estimate
+    from sfumato.estimates import Estimate
 
 
 class DiffusionLM:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sfumato.data.sources import Source
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.estimates import Estimate
 from sfumato.evals.judge import Judge
 from sfumato.evals.pieces import Piece, draw_pieces, score
 from sfumato.evals.record import record, write
@@ -27,7 +28,6 @@ from sfumato.evals.settings import Grid, Setting, Wanted
 from sfumato.evals.speed import Pace, autoregressive_lap, lap
 from sfumato.evals.text import distinct_n, entropy, words
 from sfumato.folders import find_folder
-from sfumato.likelihood import Estimate
 from sfumato.pipeline import DiffusionLM
 from sfumato.retrace import can_retrace
 

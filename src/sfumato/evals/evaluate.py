@@ -21,11 +21,12 @@ from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
 from sfumato.data.rows import open_rows
 from sfumato.data.sources import Source
 from sfumato.errors import ConfigError, DataError, MissingExtra
+from sfumato.estimates import ratio
 from sfumato.evals.judge import Judge
 from sfumato.evals.record import record
 from sfumato.evals.text import text_report
 from sfumato.folders import find_folder
-from sfumato.likelihood import Likelihood, bound, by_decoder, left_to_right, ratio
+from sfumato.likelihood import Likelihood, bound, by_decoder, left_to_right
 from sfumato.options import GenerationOptions
 from sfumato.pipeline import DiffusionLM
 from sfumato.rng import Rng

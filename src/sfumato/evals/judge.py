@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from sfumato.errors import CheckpointError, ConfigError, MissingExtra
+from sfumato.estimates import Estimate, ratio
 from sfumato.evals.weights import find_weights, fingerprint
-from sfumato.likelihood import Estimate, ratio
 
 
 @dataclass(frozen=True)

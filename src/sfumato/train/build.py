@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sfumato.continuous import Continuous
 from sfumato.corruption import Corruption, corruption_from
 from sfumato.data.pairs import PreparedPairs
 from sfumato.data.prepared import Prepared
@@ -210,7 +211,7 @@ def build_measure(
     blocks = math.ceil(run.data.length / size) if size else 1
     times = Systematic(num_rows * blocks)
     if run.objective.name == "bound":
-        return Bound(corruption, times)
+        return Continuous(corruption, times)
     masked = MaskedDiffusion(corruption.mask_id, times, ExactK(schedule=corruption.schedule))
     return BlockDiffusion(size, masked) if size else masked
 

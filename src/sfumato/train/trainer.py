@@ -24,7 +24,7 @@ from sfumato.data.rows import PairRows, Rows, open_rows
 from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
 from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.likelihood import Estimate, ratio
+from sfumato.estimates import Estimate, ratio
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pipeline import DiffusionLM
 from sfumato.rng import Rng
