@@ -18,7 +18,8 @@ from sfumato.errors import (
     MissingExtra,
     SfumatoError,
 )
-from sfumato.evals.evaluate import EvaluateOptions, count_bytes, evaluate
+from sfumato.evals.evaluate import EvaluateOptions, evaluate
+from sfumato.evals.held_out import count_bytes
 from sfumato.evals.record import write
 
 TEXTS = [f"{sentence} \u00f1\u4e16{n}" for n in range(10) for sentence in SENTENCES]

@@ -57,7 +57,7 @@ def student(freedom: float) -> float:
 
 
 def ratio(totals: Tensor, counts: Tensor, *owners: Tensor) -> Estimate:
-    """sum(totals) / sum(counts), both [N]; what has count 0 does not count.
+    """sum(totals) / sum(counts), both [N]; a text whose counts are all 0 does not count.
 
     Error of the ratio estimator (Cochran, Sampling Techniques, 1977, eq. 6.13), which knows that
     long texts weigh more. Whatever noise is in the single totals is in it too.
@@ -67,15 +67,17 @@ def ratio(totals: Tensor, counts: Tensor, *owners: Tensor) -> Estimate:
     draw: then the variance is the sum over the pairs of parts that share a text or a row (Cameron,
     Gelbach & Miller, 2011). Without any, all N are independent.
     """
-    kept = counts > 0
-    totals, counts = totals[kept].double(), counts[kept].double()
+    totals, counts = totals.double(), counts.double()
+    single = torch.arange(len(counts), device=counts.device)
+    owners = owners or (single,)
+    kept = _sums(counts, owners[0]) > 0
+    totals, counts = totals[kept], counts[kept]
     count = float(counts.sum())
     if not len(counts):
         raise DataError("nothing to average: every text is empty; give at least one with tokens")
     value = float(totals.sum()) / count
     rest = totals - value * counts
-    single = torch.arange(len(rest), device=rest.device)
-    groups = [owner[kept].unique(return_inverse=True)[1] for owner in owners] or [single]
+    groups = [owner[kept].unique(return_inverse=True)[1] for owner in owners]
     units = min(int(group.max()) + 1 for group in groups)
     if units == 1:
         return Estimate.of(value, math.nan)
@@ -86,6 +88,12 @@ def ratio(totals: Tensor, counts: Tensor, *owners: Tensor) -> Estimate:
         both = _squares(rest, pair.unique(return_inverse=True)[1], correct=False)
     variance = max(*squares, sum(squares) - both, 0.0)
     return Estimate.of(value, math.sqrt(variance) / count, units - 1)
+
+
+def _sums(counts: Tensor, owner: Tensor) -> Tensor:
+    """[N]: the count of all that the owner of each has."""
+    group = owner.unique(return_inverse=True)[1]
+    return counts.new_zeros(len(counts)).index_add_(0, group, counts)[group]
 
 
 def _squares(rest: Tensor, group: Tensor, correct: bool = True) -> float:

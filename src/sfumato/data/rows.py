@@ -115,8 +115,9 @@ class Rows:
         return functools.partial(Rows, **self.args), ()
 
     def documents(self, row: np.ndarray) -> np.ndarray:
-        """The document [B] that begins or goes on in each row [B] of a padded layout."""
-        assert self.row_ends is not None, "packed rows hold several documents"
+        """The document [B] that each row [B] begins with; segments count on from it."""
+        if self.row_ends is None:
+            return np.searchsorted(self.ends, row * self.length, side="right")
         return np.searchsorted(self.row_ends, row, side="right")
 
 
@@ -165,6 +166,10 @@ class PairRows:
         there = positions >= start[:, None]
         tokens = self.tokens[np.where(there, positions, 0)].astype(np.int64)
         return {**taken, "source": np.where(there, tokens, ABSENT)}
+
+    def documents(self, row: np.ndarray) -> np.ndarray:
+        """The pair [B] of each row [B]."""
+        return self.rows.documents(row)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(PairRows, **self.args), ()
