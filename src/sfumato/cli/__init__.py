@@ -4,12 +4,14 @@ Texts and results go to standard output, everything about them to standard error
 is imported inside the command that needs it, so that `--help` answers at once.
 """
 
+import errno
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
 from sfumato.cli import calibrate, data, doctor, evaluate, generate, train
+from sfumato.cli.output import outlets, tell
 from sfumato.errors import SfumatoError
 
 app = typer.Typer(
@@ -17,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 tokenizer_app = typer.Typer(help="Make tokenizers.", no_args_is_help=True)
 data_app = typer.Typer(help="Prepare text for training.", no_args_is_help=True)
@@ -33,19 +36,33 @@ app.command()(doctor.doctor)
 
 def main() -> NoReturn:
     """Run a command; a user's mistake is one line and exit code 1, an interrupt is 130."""
+    with outlets() as out:
+        code = _run()
+        out.flush()
+        if out.error is not None and not out.is_log:
+            code = code or 1
+            if out.error.errno != errno.EPIPE:  # a reader that went away wants no more
+                tell(f"error: cannot write to standard output: {out.error.strerror}", "error")
+    sys.exit(code)
+
+
+def _run() -> int | str | None:
+    """What a command exits with."""
     try:
         app()
+    except SystemExit as end:
+        return end.code
     except SfumatoError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        tell(f"error: {error}", "error")
     except OSError as error:  # a full disk, a folder without permission
         place = f"{error.filename}: " if error.filename else ""
-        typer.secho(f"error: {place}{error.strerror or error}", fg="red", err=True)
+        tell(f"error: {place}{error.strerror or error}", "error")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         smaller = "fewer or shorter rows at a time, or a smaller model"
-        typer.secho(f"error: out of memory; try {smaller}", fg="red", err=True)
-    sys.exit(1)
+        tell(f"error: out of memory; try {smaller}", "error")
+    return 1
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -2,16 +2,16 @@
 
 import json
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.cli.inputs import load_model
+from sfumato.cli.inputs import load_model, read_texts
 from sfumato.cli.options import MODEL, DeviceOption, grouped
-from sfumato.cli.terminal import open_console
+from sfumato.cli.output import tell
+from sfumato.cli.terminal import is_drawable, open_console
 from sfumato.cli.writing import Showing, Writing
 from sfumato.errors import ConfigError, DataError
 from sfumato.folders import STORIES, STORIES_INFILL
@@ -19,13 +19,15 @@ from sfumato.folders import STORIES, STORIES_INFILL
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sfumato.pages import Page, Reader, Task
+    from sfumato.pages import Generation, Page, Reader
     from sfumato.pipeline import DiffusionLM
 
 
 @grouped
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to go on from; none: from nothing.")] = "",
+    prompt: Annotated[
+        str, typer.Argument(help="Text to go on from; none: from nothing; -: standard input.")
+    ] = "",
     *,
     model: Annotated[
         str | None,
@@ -37,10 +39,12 @@ def generate(
         ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Text to write from, for a model trained on pairs.")
+        str | None,
+        typer.Option(help="Text to write from, for a model trained on pairs; -: standard input."),
     ] = None,
     infill: Annotated[
-        str | None, typer.Option(help="Fill the gaps (____) of this text instead.")
+        str | None,
+        typer.Option(help="Fill the gaps (____) of this text instead; -: of standard input."),
     ] = None,
     gap_length: Annotated[
         str | None,
@@ -57,61 +61,111 @@ def generate(
         raise ConfigError("give a prompt or --infill, not both")
     if infill is None and gap_length is not None:
         raise ConfigError("--gap-length is for --infill; the length of a new text is --length")
+    text, source = read_texts(prompt if infill is None else infill, source)
     whole = infill is not None or writing.grow is not None  # needs full attention
     model = model or (STORIES_INFILL if whole else STORIES)
     lm = load_model(model, device)
     begin = time.perf_counter()
+    request = {"source": source, "num_samples": num_samples, **changes}
     if infill is None:
-        task = lm.start(prompt, source=source, num_samples=num_samples, **changes)
+        task = lm.start(text, **request)
     else:
         gaps = {} if gap_length is None else {"gap_length": gap_length}
-        task = lm.start_infill(infill, source=source, num_samples=num_samples, **gaps, **changes)
+        task = lm.start_infill(text, **gaps, **request)
     screen = open_console()
-    coloured = showing.live and not showing.as_json and screen.is_terminal
-    last = _write(lm, task, showing.trajectory, screen if coloured else None)
-    result, seconds = lm.finish(last), time.perf_counter() - begin
-    if showing.as_json:
-        facts = {"model": model, "seconds": round(seconds, 3)}
-        typer.echo(json.dumps(facts | result.as_dict(), ensure_ascii=False))
-        return
-    for row, text in enumerate(result.full_texts):
-        if coloured:
-            from sfumato.cli.live import paint
-
-            screen.print(paint(lm.reader, last, row), end="\n\n")
-        else:
-            typer.echo(text)
-    count = sum(map(len, result.tokens))
-    told = f"{result.num_steps} steps, {count} tokens, {seconds:.1f} s, seed {result.seed}"
-    typer.secho(told, dim=True, err=True)
-
-
-def _write(
-    lm: "DiffusionLM", task: "Task", trajectory: Path | None, screen: "Console | None"
-) -> "Page":
-    """Write a task to its last page: into the trajectory and on the screen, if there are any."""
+    coloured = showing.live and not showing.as_json and is_drawable(screen)
     pages = lm.run(task)
-    if trajectory is not None:
-        pages = _traced(lm.reader, pages, trajectory)
-    if screen is not None:
+    trace = None if showing.trajectory is None else Trace(lm.reader, showing.trajectory)
+    if trace is not None:
+        pages = trace.written(pages)
+    if coloured:
         from sfumato.cli.live import watch
 
         pages = watch(lm.reader, pages, screen)
-    return deque(pages, maxlen=1)[0]
+    last, interrupted = _last(pages)
+    seconds = time.perf_counter() - begin
+    if showing.as_json:
+        facts = {"model": model, "seconds": round(seconds, 3), "interrupted": interrupted}
+        typer.echo(json.dumps(facts | lm.finish(last).as_dict(), ensure_ascii=False))
+    else:
+        _print_texts(lm, last, screen if coloured else None)
+        tell(_told(lm.finish(last), last, seconds, interrupted), "dim")
+    if trace is not None:
+        trace.check()
+    if interrupted:
+        raise typer.Exit(130)
 
 
-def _traced(reader: "Reader", pages: Iterator["Page"], path: Path) -> Iterator["Page"]:
-    """Write every page as one line of JSON while it passes by."""
+def _last(pages: Iterator["Page"]) -> tuple["Page", bool]:
+    """The last page, or after Ctrl-C the last so far; and whether it was that."""
+    last = next(pages)
     try:
-        with path.open("w", encoding="utf-8") as file:
+        for page in pages:
+            last = page
+    except KeyboardInterrupt:
+        return last, True
+    return last, False
+
+
+def _print_texts(lm: "DiffusionLM", page: "Page", screen: "Console | None") -> None:
+    for row in range(len(page.task.rows)):
+        if screen is None:
+            typer.echo(lm.show(page, row))
+        else:
+            from sfumato.cli.live import paint
+
+            screen.print(paint(lm.reader, page, row), end="\n\n")
+
+
+def _told(result: "Generation", page: "Page", seconds: float, interrupted: bool) -> str:
+    """What is said of a text below it."""
+    count = sum(map(len, result.tokens))
+    told = f"{result.num_steps} steps, {count} tokens, {seconds:.1f} s, seed {result.seed}"
+    if interrupted:
+        left = int(page.canvas.noisy.sum())
+        return f"interrupted, {left} tokens were left to decide: {told}"
+    return told
+
+
+class Trace:
+    """Every page as one line of JSON in a file. A file that cannot be written any more does not end
+    the text: it is said when that is there."""
+
+    def __init__(self, reader: "Reader", path: Path):
+        self.reader, self.path = reader, path
+        self.error: OSError | None = None
+        try:
+            self.file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            self.error = error
+            self.check()
+
+    def written(self, pages: Iterator["Page"]) -> Iterator["Page"]:
+        """The pages, written while they pass by."""
+        try:
             for page in pages:
-                record = {
-                    "step": page.step,
-                    "texts": [reader.show(page, row) for row in range(len(page.task.rows))],
-                    "tokens": page.canvas.tokens.tolist(),
-                    "decided": page.decided.tolist(),
-                }
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                if self.error is None:
+                    self._write(page)
                 yield page
-    except OSError as error:
-        raise DataError(f"cannot write the trajectory to {path}: {error.strerror}") from error
+        finally:
+            try:
+                self.file.close()
+            except OSError as error:
+                self.error = self.error or error
+
+    def _write(self, page: "Page") -> None:
+        record = {
+            "step": page.step,
+            "texts": [self.reader.show(page, row) for row in range(len(page.task.rows))],
+            "tokens": page.canvas.tokens.tolist(),
+            "decided": page.decided.tolist(),
+        }
+        try:
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            self.error = error
+
+    def check(self) -> None:
+        """Raise if not every page is in the file."""
+        if self.error is not None:
+            raise DataError(f"cannot write the trajectory to {self.path}: {self.error.strerror}")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sfumato.cli.output import keep_as_log, tell
 from sfumato.cli.terminal import open_console, show_status
 
 # what follows the run file is keys, KEY=VALUE, for `load_run` to read
@@ -27,12 +28,13 @@ def train(
     from sfumato.cli.training_view import Signals, show
     from sfumato.train.events import Interrupted
 
+    keep_as_log()
     screen = open_console(quiet=get_cpu_distributed_information().rank != 0)  # of many one prints
     try:
         with Signals() as stop:
             last = show(events(wanted, stop), screen, wanted.log.logging_steps)
     except KeyboardInterrupt:
-        typer.echo("interrupted; give the same command again to go on", err=True)
+        tell("interrupted; give the same command again to go on")
         raise typer.Exit(130) from None
     if isinstance(last, Interrupted):
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # it may have come to another one

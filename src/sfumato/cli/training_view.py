@@ -6,6 +6,7 @@ Where nobody can see a bar (a file, a pipe), the steps are lines too, one every 
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.table import Column
 from rich.text import Text
 
 from sfumato.cli.live import printable
+from sfumato.cli.terminal import is_drawable
 from sfumato.train.events import (
     Evaluated,
     Event,
@@ -55,7 +57,8 @@ class Signals:
         if number == self.number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGINT:  # print() might be what is being interrupted
-            os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+            with suppress(OSError):
+                os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
         self.number = number
 
 
@@ -65,7 +68,7 @@ def show(events: Iterable[Event], console: Console, every: int) -> Event | None:
     Returns the last event.
     """
     event, last = None, 0
-    if not console.is_terminal or console.is_dumb_terminal:
+    if not is_drawable(console):
         for event in events:
             if isinstance(event, Stepped):
                 if event.step % every == 0:

@@ -21,7 +21,10 @@ class Writing:
     """How text is written: `GenerationOptions` that differ from the model's own, by their names."""
 
     length: Annotated[
-        int | None, typer.Option(help="New tokens; none: the rest of the canvas.")
+        int | None,
+        typer.Option(
+            "--length", "--max-new-tokens", help="New tokens; none: the rest of the canvas."
+        ),
     ] = None
     grow: Annotated[
         int | None,
