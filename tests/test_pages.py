@@ -1,3 +1,4 @@
+import random
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sfumato.pages import NOISE, REASONS, Page, Reader, left_padded, template
+from sfumato.types import Canvas
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +122,36 @@ def test_filling_behind_a_row_is_no_end_of_its_text(lm):
     tokens = task.canvas.tokens.masked_fill(~task.canvas.fixed, 40)
     page = Page(task, 1, replace(task.canvas, tokens=tokens, noisy=tokens < 0), tokens.sign())
     assert lm.finish(page).finish_reasons == ("canvas", "canvas")
+
+
+def test_pieces_by_token_are_the_text_and_their_work_is_linear(lm, monkeypatch):
+    """Any bytes: characters whole, in halves, and broken."""
+    draw, ordinary = random.Random(0), [i for i in range(300) if i not in lm.special.all]
+    whole = lm.encode(["The fox met a caf\u00e9 \u2603 \U0001f600 \u00f1"])[0]
+    decoded = []
+
+    def counted(self, ids):
+        decoded.append(len(ids))
+        return decode(self, ids)
+
+    decode = Reader.decode
+    monkeypatch.setattr(Reader, "decode", counted)
+    for _ in range(20):
+        ids = [i for _ in range(12) for i in (*whole, *draw.choices(ordinary, k=5))]
+        steps = [draw.randint(1, 4) for _ in ids]
+        page = page_of_any_length(lm, ids, steps)
+        text = lm.show(page)
+        decoded.clear()
+        for how in ({"by_token": True}, {"by_step": True}):
+            pieces = list(lm.reader.pieces(page, 0, **how))
+            assert "".join(piece.text for piece in pieces) == text
+            assert [i for piece in pieces for i in piece.tokens] == ids
+        assert [piece.step for piece in lm.reader.pieces(page, 0, by_token=True)][1:] == steps
+        assert sum(decoded) < 40 * len(ids)
+
+
+def page_of_any_length(lm, ids, steps) -> Page:
+    wide = torch.tensor([ids])
+    canvas = Canvas(wide, torch.zeros_like(wide).bool(), torch.zeros_like(wide).bool())
+    task = replace(lm.start("", seed=0), canvas=canvas, rows=(("", slice(0, len(ids))),))
+    return Page(task, max(steps), canvas, torch.tensor([steps]))

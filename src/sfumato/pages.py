@@ -167,8 +167,11 @@ class Reader:
         pieces = self.pieces(page, row)
         return "".join(noise * len(p.tokens) if p.step < 0 else p.text for p in pieces)
 
-    def pieces(self, page: Page, row: int, *, by_step: bool = False) -> Iterator[Piece]:
-        """One row from left to right; with `by_step`, apart wherever another step decided."""
+    def pieces(
+        self, page: Page, row: int, *, by_step: bool = False, by_token: bool = False
+    ) -> Iterator[Piece]:
+        """One row from left to right; with `by_step`, apart wherever another step decided, with
+        `by_token` at every token."""
         for part in page.task.rows[row]:
             if isinstance(part, str):
                 yield Piece(part, 0, ())
@@ -180,8 +183,8 @@ class Reader:
                 end = next((n for n, i in enumerate(run.ids) if i in self.ends), None)
                 kept = run._replace(ids=run.ids[:end], steps=run.steps[:end])
                 text = self._decode(kept)
-                if by_step:
-                    yield from self._by_step(kept, text)
+                if by_step or by_token:
+                    yield from self._split(kept, text, by_token)
                 elif kept.ids:
                     yield Piece(text, max(kept.steps), tuple(kept.ids))
                 if end is not None:
@@ -202,17 +205,28 @@ class Reader:
             text = whole.removeprefix(lead) if whole.startswith(lead) else text
         return text.removeprefix(" ") if run.led else text
 
-    def _by_step(self, run: _Run, text: str) -> Iterator[Piece]:
-        """A character whose bytes several steps decided goes to the last of its tokens."""
-        start = done = 0
-        for step, group in groupby(range(len(run.ids)), key=run.steps.__getitem__):
+    def _split(self, run: _Run, text: str, by_token: bool) -> Iterator[Piece]:
+        """A character whose bytes several tokens hold goes to the last of them.
+
+        Tokens are decoded behind the last place where their text is known to begin, and the token
+        before it: what is decoded grows with the text, and not with its square.
+        """
+        start = done = agreed = known = 0  # tokens, characters; tokens, characters that agree
+        numbers = range(len(run.ids))
+        for _, group in groupby(numbers, key=None if by_token else run.steps.__getitem__):
             stop = list(group)[-1] + 1
             upto = len(text)
             if stop < len(run.ids):
-                so_far = self._decode(run._replace(ids=run.ids[:stop]))
-                alike = takewhile(lambda pair: pair[0] == pair[1], zip(so_far, text, strict=False))
-                upto = max(done, len(list(alike)))
-            yield Piece(text[done:upto], step, tuple(run.ids[start:stop]))
+                behind = run._replace(ids=run.ids[agreed:stop])
+                if agreed:
+                    behind = behind._replace(before=run.ids[agreed - 1], led=False)
+                so_far = self._decode(behind)
+                pairs = zip(so_far, text[known : known + len(so_far)], strict=False)
+                alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                upto = max(done, known + alike)
+                if alike == len(so_far):
+                    agreed, known = stop, upto
+            yield Piece(text[done:upto], run.steps[start], tuple(run.ids[start:stop]))
             start, done = stop, upto
 
 

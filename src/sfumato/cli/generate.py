@@ -64,9 +64,18 @@ def generate(
     text, source = read_texts(prompt if infill is None else infill, source)
     whole = infill is not None or writing.grow is not None  # needs full attention
     model = model or (STORIES_INFILL if whole else STORIES)
+    if showing.html is not None:
+        check_place(showing.html)
     lm = load_model(model, device)
+    recorder = None
+    if showing.html is not None:
+        from sfumato.cli.html import Recorder
+
+        recorder = Recorder()
     begin = time.perf_counter()
     request = {"source": source, "num_samples": num_samples, **changes}
+    if recorder is not None:
+        request["filters"] = (recorder,)
     if infill is None:
         task = lm.start(text, **request)
     else:
@@ -78,6 +87,8 @@ def generate(
     trace = None if showing.trajectory is None else Trace(lm.reader, showing.trajectory)
     if trace is not None:
         pages = trace.written(pages)
+    if recorder is not None:
+        pages = recorder.recorded(pages)
     if coloured:
         from sfumato.cli.live import watch
 
@@ -90,6 +101,10 @@ def generate(
     else:
         _print_texts(lm, last, screen if coloured else None)
         tell(_told(lm.finish(last), last, seconds, interrupted), "dim")
+    if recorder is not None and showing.html is not None:
+        from sfumato.cli.html import write_page
+
+        tell(write_page(recorder, lm.reader, showing.html, _facts(model, last)), "dim")
     if trace is not None:
         trace.check()
     if interrupted:
@@ -125,6 +140,22 @@ def _told(result: "Generation", page: "Page", seconds: float, interrupted: bool)
         left = int(page.canvas.noisy.sum())
         return f"interrupted, {left} tokens were left to decide: {told}"
     return told
+
+
+def _facts(model: str, page: "Page") -> str:
+    """How a text was written, for the page that shows it."""
+    options = page.task.options
+    rule = options.step or "ancestral"
+    return f"{model}, {rule}, temperature {options.temperature:g}, seed {options.seed}"
+
+
+def check_place(path: Path) -> None:
+    """Raise where a page could not be written, before a text is."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give --html a file")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise DataError(f"cannot write {path}: {folder} is no folder; make it first")
 
 
 class Trace:

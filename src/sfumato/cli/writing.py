@@ -136,4 +136,7 @@ class Showing:
     trajectory: Annotated[
         Path | None, typer.Option(help="Write every page to this JSON-lines file.")
     ] = None
+    html: Annotated[
+        Path | None, typer.Option(help="Write one page of HTML that shows the text as it emerges.")
+    ] = None
     as_json: JsonOption = False
