@@ -194,8 +194,8 @@ def network(shape: Shape, **options: Any) -> Any:
     """This package's network of the shape, as it is used for generation in bfloat16."""
     import torch
 
+    from sfumato.models import DiffusionTransformer, TransformerConfig
     from sfumato.models.packed import Packed
-    from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
 
     torch.manual_seed(0)
     config = TransformerConfig(

@@ -168,7 +168,7 @@ def seed(data: Data) -> Learner:
 
 
 def loop(data: Data, peak: float, clip: float) -> Learner:
-    from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
+    from sfumato.models import DiffusionTransformer, TransformerConfig
 
     config = TransformerConfig.of_size(
         "small",

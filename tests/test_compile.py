@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sfumato.models.attend import HIDDEN
+from sfumato.models.config import TransformerConfig
 from sfumato.models.transformer import (
     WRITTEN_OUT,
     DiffusionTransformer,
-    TransformerConfig,
     attention,
 )
 from sfumato.rng import Rng

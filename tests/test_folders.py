@@ -107,10 +107,22 @@ def test_a_folder_without_a_config_is_refused(folder):
     refused(folder, "no model in .*tiny: expected a folder with config.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3"])
-def test_a_broken_config_is_refused(folder, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1, column 1: not JSON"),
+        ("{", "line 1, column 2: not JSON"),
+        ("[]", r"expected a JSON object, got \[\]"),
+        ("{}", "is that of a model of type None; expected one of: sfumato"),
+        ("3", "expected a JSON object, got 3"),
+        ("[" * 10**5, "nested deeper than 64 levels"),
+        ('{"vocab_size": ' + "1" * 5000 + "}", "a number of too many digits"),
+        ('{"model_type": ["sfumato"]}', r"a model of type \['sfumato'\]; expected one of"),
+    ],
+)
+def test_a_broken_config_is_refused(folder, text, message):
     (folder / "config.json").write_text(text)
-    refused(folder, r"the config.json of .*tiny is not that of a model")
+    refused(folder, f"tiny/config.json.*{message}")
 
 
 def test_a_model_of_another_family_is_refused(folder):
@@ -128,12 +140,73 @@ def test_pickled_weights_are_not_opened(folder):
 def test_damaged_weights_are_refused(folder, size):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
-    refused(folder, "cannot load the model in .*tiny: ")
+    refused(folder, "tiny/model.safetensors: Error while deserializing header: .*; copy or down")
 
 
-def test_weights_of_another_shape_are_refused(folder):
-    change_config(folder, hidden_size=64)
-    refused(folder, "cannot load the model in .*tiny: ")
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"hidden_size": 64},
+        {"hidden_size": 2**16, "num_hidden_layers": 64},  # more than any machine holds
+        {"vocab_size": 2**24},
+        {"intermediate_size": 64},
+        {"time_conditioned": True},
+    ],
+    ids=repr,
+)
+def test_weights_of_another_shape_are_refused_before_a_network_is_built(folder, keys):
+    change_config(folder, **keys)
+    refused(folder, r"weights in .*tiny are not those of its config.json: .*expected .*, got ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_numbers_are_refused(folder, value):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"][3] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "not numbers: NaN or infinity in norm.weight; take an older checkpoint")
+
+
+def test_whole_numbers_are_no_weights(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"] = tensors["norm.weight"].long()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "differ in norm.weight")
+
+
+def shards(folder):
+    """The same weights in two files and an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, owner = sorted(tensors), {}
+    for number, part in enumerate((names[:3], names[3:]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
+        owner |= dict.fromkeys(part, file)
+    return owner
+
+
+def write_index(folder, owner):
+    index = {"metadata": {"total_size": 1}, "weight_map": owner}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_weights_may_lie_in_several_files(folder, original):
+    write_index(folder, shards(folder))
+    one, two = (
+        DiffusionLM.from_pretrained(place).model.state_dict() for place in (folder, original)
+    )
+    assert all(torch.equal(one[name], weight) for name, weight in two.items())
+
+
+@pytest.mark.parametrize("name", [3, "", "../other.safetensors", "/etc/passwd", "none.safetensors"])
+def test_an_index_that_names_no_file_of_the_folder_is_refused(folder, name):
+    owner = shards(folder)
+    write_index(folder, owner | {"norm.weight": name})
+    refused(folder, "(must give the name of a file for every weight|there is no such file)")
+    for whole in ([], {}, {"weight_map": []}, {"weight_map": {}}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(whole))
+        refused(folder, r"index.json: ")
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -151,8 +224,7 @@ def test_weights_that_lack_a_tensor_are_refused(folder):
 
 def test_an_unknown_corruption_is_refused(folder):
     change_config(folder, corruption={"name": "mashed"})
-    with pytest.raises(ValueError, match="unknown corruption 'mashed'; did you mean masked"):
-        DiffusionLM.from_pretrained(folder)
+    refused(folder, "tiny/config.json: unknown corruption 'mashed'; did you mean masked")
 
 
 def test_a_folder_without_a_tokenizer_is_refused(folder):

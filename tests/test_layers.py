@@ -14,7 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Each imports what is above it, or before it in its line.
 LAYERS = """
-errors arguments files estimates rng types devices
+errors arguments files tensors estimates rng types devices
 schedules filters logits json_schema grammar lattice
 corruption models data
 denoisers guidance readers approximate

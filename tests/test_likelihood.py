@@ -15,8 +15,8 @@ from sfumato.errors import ConfigError
 from sfumato.filters import Temperature, TopK, TopP
 from sfumato.generate import blank, generate
 from sfumato.likelihood import Likelihood
+from sfumato.models import DiffusionTransformer, TransformerConfig
 from sfumato.models.attend import HIDDEN
-from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
 from sfumato.rng import Rng
 from sfumato.schedules import Clipped, CosineAlpha, CosineMask, Linear, LogLinear
 from sfumato.steps import (

@@ -5,10 +5,10 @@ import torch
 from tiny_lm import tiny_lm
 
 from sfumato.errors import ConfigError
+from sfumato.models import DiffusionTransformer, TransformerConfig
 from sfumato.models.attend import BlockCausal
 from sfumato.models.cache import Reading, Store
 from sfumato.models.packed import Packed
-from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
 
 SEEN = {"full": {}, "causal": {}, "block_causal": {"block_size": 4}}
 

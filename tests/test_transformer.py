@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from sfumato.errors import ConfigError
 from sfumato.models import FAMILIES, DiffusionTransformer, TransformerConfig
 from sfumato.models.attend import HIDDEN, BlockCausal, Causal, Full, attend_from
-from sfumato.models.transformer import SIZES, attention, rotary, rotate
+from sfumato.models.config import SIZES
+from sfumato.models.transformer import attention, rotary, rotate
 
 VOCAB, LENGTH = 12, 8
 
@@ -415,7 +416,7 @@ def test_a_size_can_be_changed_in_part():
         ),
         (
             lambda: network(attention="casual"),
-            "unknown attention pattern 'casual'; did you mean causal",
+            "'attention' must be one of full, causal, block_causal; got 'casual'",
         ),
         (lambda: network(attention="block_causal"), "'block_causal' needs block_size"),
         (lambda: BlockCausal(0), "block size must be at least 1, got 0"),

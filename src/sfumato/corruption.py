@@ -273,6 +273,8 @@ def corruption_from(spec: Mapping[str, Any], vocab_size: int, mask_id: int) -> C
     {"name": "hybrid", "uniform_share": 0.2, "schedule": {"name": "power", "exponent": 2}}; for the
     schedule, see `schedule_from`.
     """
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name", "masked"), str):
+        raise ConfigError(f"a corruption is {{name: ..., its options}}; got {spec!r}")
     options = dict(spec)
     name = options.pop("name", "masked")
     if name not in CORRUPTIONS:

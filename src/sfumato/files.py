@@ -297,3 +297,13 @@ def read_tensors(path: str | Path, remedy: Remedy) -> "dict[str, Tensor]":
     check_file(path, remedy, most=None)
     with foreign(path, remedy):
         return load_file(path)
+
+
+def check_folder(folder: Path, remedy: Remedy) -> None:
+    """Raise if what libraries would read in a folder of a model or tokenizer is no file."""
+    inside = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    for path in sorted(inside):
+        if path.suffix in (".json", ".jinja", ".txt", ".model"):
+            check_file(path, remedy)
+        elif path.suffix == ".safetensors":
+            check_file(path, remedy, most=None)

@@ -4,11 +4,11 @@ A model folder is a plain Hugging Face one: config.json, safetensors weights, th
 and generation_config.json. Nothing in it is run or unpickled.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato.errors import CheckpointError
+from sfumato.errors import CheckpointError, told
+from sfumato.files import Remedy, brief, check_folder, check_shape, foreign, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sfumato.data.tokenizer import SpecialIds
     from sfumato.options import GenerationOptions
 
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")
+MODEL = Remedy(CheckpointError, "copy or download the model again")
+SETTINGS = Remedy(CheckpointError, "mend it there, or copy or download the model again")
 SHIPPED = Path(__file__).parent / "shipped"  # the models that come with the package:
 STORIES, STORIES_INFILL = "stories", "stories-infill"  # one of blocks, one of full attention
 
@@ -73,40 +77,88 @@ def check_tokenizer(
 
 def _load_model(folder: Path, name: str, dtype: "torch.dtype") -> Any:
     from sfumato.models import FAMILIES
+    from sfumato.tensors import check_finite
 
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    check_folder(folder, MODEL)
+    config = read_config(folder)
+    check_weights(folder, config)
+    family: Any = FAMILIES[config.model_type][1]
+    with foreign(f"cannot load the model in {name}", MODEL):
+        model = family.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True)
+    check_finite(model.named_parameters(), folder)
+    return model
+
+
+def read_config(folder: Path) -> Any:
+    """The config of a model folder, every key of it checked."""
+    from sfumato.models import FAMILIES, EncoderDecoderConfig
+    from sfumato.models.config import config_problem, encoder_problem
+
+    path = folder / CONFIG
+    keys = read_object(path, MODEL)
+    kind = keys.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise CheckpointError(
-            f"the config.json of {name} is not that of a model ({type(error).__name__}: {error}); "
-            "copy or download it again"
-        ) from None
-    if kind not in FAMILIES:
-        raise CheckpointError(
-            f"{name} holds a model of type '{kind}'; expected one of: {', '.join(FAMILIES)}"
+            f"{path} is that of a model of type {brief(kind)}; expected one of: "
+            f"{', '.join(FAMILIES)}"
         )
-    if not any(folder.glob("*.safetensors")):
+    family = FAMILIES[kind][0]
+    own, encoder = dict(keys), None
+    if family is EncoderDecoderConfig:
+        encoder = own.pop("encoder", None)
+    problem = config_problem(own) or (None if encoder is None else encoder_problem(encoder))
+    if problem:
+        raise SETTINGS.fault(path, problem)
+    with foreign(path, MODEL):
+        return family(**keys)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's weights: one, or those that an index lists."""
+    one, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
+    if one.exists():
+        return [one]
+    if not index.exists():
         raise CheckpointError(
-            f"{name} holds no model.safetensors; pickled weights (.bin, .pt) are not opened, as "
+            f"{folder} holds no {WEIGHTS}; pickled weights (.bin, .pt) are not opened, as "
             "they can run code: convert them with save_pretrained"
         )
-    try:
-        loaded: Any = FAMILIES[kind][1].from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    whole = read_object(index, MODEL)
+    check_shape(whole, {"weight_map": dict}, index, MODEL)
+    listed = whole["weight_map"]
+    names = set(listed.values()) if all(isinstance(v, str) for v in listed.values()) else {""}
+    if not names or any(Path(name).name != name or not name for name in names):
+        raise MODEL.fault(index, "'weight_map' must give the name of a file for every weight")
+    return [folder / name for name in sorted(names)]
+
+
+def check_weights(folder: Path, config: Any) -> None:
+    """Raise unless the weights have the names and shapes that the config asks for.
+
+    Before a network is built: sizes that are wrong may be larger than the machine.
+    """
+    import torch
+
+    from sfumato.models import FAMILIES
+    from sfumato.tensors import read_header
+
+    headers = [read_header(path, MODEL) for path in weight_files(folder)]
+    found = {name: shape for header in headers for name, shape in header.shapes.items()}
+    integers = [name for one in headers for name, kind in one.types.items() if kind not in FLOATS]
+    family: Any = FAMILIES[config.model_type][1]
+    with torch.device("meta"), foreign(folder / CONFIG, MODEL):
+        network = family(config)
+    wanted = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
+    also = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
+    wrong = [name for name, shape in wanted.items() if found.get(name) != shape]
+    wrong += [name for name, shape in found.items() if also.get(name) != shape]
+    if wrong := sorted({*wrong, *integers}):
+        name = wrong[0]
         raise CheckpointError(
-            f"cannot load the model in {name}: {reason}; copy or download it again"
-        ) from error
-    model, report = loaded
-    wrong = [*report["missing_keys"], *report["unexpected_keys"]]
-    if wrong:
-        raise CheckpointError(
-            f"the weights in {name} are not those of its config.json: they differ in "
-            f"{', '.join(sorted(wrong)[:3])}; copy or download both again"
+            f"the weights in {folder} are not those of its config.json: they differ in "
+            f"{', '.join(wrong[:3])} ({name}: expected {also.get(name, 'none')}, got "
+            f"{found.get(name, 'none')}); copy or download both again"
         )
-    return model
 
 
 def _download(name: str) -> Path:
@@ -123,9 +175,9 @@ def _download(name: str) -> Path:
             "private); check the spelling"
         ) from None
     except OSError as error:  # no network, no space, not in the cache
-        reason = str(error).splitlines()[0].split(". ")[0]
         raise CheckpointError(
-            f"'{name}' is no folder here, and the Hugging Face Hub cannot give it: {reason}"
+            f"'{name}' is no folder here, and the Hugging Face Hub cannot give it: {told(error)}; "
+            "check the spelling and the connection"
         ) from error
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"'{name}' on the Hugging Face Hub holds no config.json, so no model")

@@ -3,12 +3,13 @@ our types."""
 
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from sfumato.models.config import TransformerConfig
 from sfumato.models.encoder_decoder import (
     EncoderDecoder,
     EncoderDecoderConfig,
     create_conditional_model,
 )
-from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
+from sfumato.models.transformer import DiffusionTransformer
 
 FAMILIES = {
     "sfumato": (TransformerConfig, DiffusionTransformer),

@@ -17,6 +17,7 @@ from sfumato.models.alike import Alike
 from sfumato.models.attend import HIDDEN, Full, attention_allowed, positions_from
 from sfumato.models.cache import Before
 from sfumato.models.cache import Layer as Read
+from sfumato.models.config import SHAPE, TransformerConfig, encoder_problem
 from sfumato.models.dropout import dropout, position_keys
 from sfumato.models.head import compute_dtype
 from sfumato.models.source import Layer, Source
@@ -25,7 +26,6 @@ from sfumato.models.transformer import (
     Block,
     DiffusionTransformer,
     RMSNorm,
-    TransformerConfig,
     attention,
     rotary,
 )
@@ -33,17 +33,6 @@ from sfumato.rng import Rng
 from sfumato.types import ABSENT
 
 CROSS = 2  # a block's third stream of dropout
-
-SHAPE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "rope_theta",
-    "rms_norm_eps",
-    "dropout",
-)
 
 
 class EncoderDecoderConfig(TransformerConfig):
@@ -53,9 +42,8 @@ class EncoderDecoderConfig(TransformerConfig):
 
     def __init__(self, encoder: dict | None = None, **decoder):
         super().__init__(**decoder)
-        unknown = set(encoder or {}) - set(SHAPE)
-        if unknown:
-            raise ConfigError(f"unknown key {sorted(unknown)} of the encoder; known: {SHAPE}")
+        if problem := encoder_problem({} if encoder is None else encoder):
+            raise ConfigError(f"model config: {problem}")
         whole = TransformerConfig(vocab_size=self.vocab_size, **(encoder or {}))
         self.encoder = {key: getattr(whole, key) for key in SHAPE}
 

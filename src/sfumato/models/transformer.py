@@ -9,7 +9,6 @@ N positions at which an output is wanted.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,11 +16,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from sfumato.errors import ConfigError, near
+from sfumato.errors import ConfigError
 from sfumato.models.alike import Alike
 from sfumato.models.attend import (
     HIDDEN,
@@ -32,6 +31,7 @@ from sfumato.models.attend import (
     row_positions,
 )
 from sfumato.models.cache import Before, KeyValues, Layer, Past
+from sfumato.models.config import TransformerConfig
 from sfumato.models.dropout import dropout, position_keys
 from sfumato.models.head import compute_dtype, score_hidden, score_integrand
 from sfumato.models.source import Source
@@ -39,86 +39,7 @@ from sfumato.models.time_embedding import TimeEmbedding, ZeroLinear
 from sfumato.rng import Rng
 from sfumato.types import Integrand
 
-# name -> width, layers, heads: the six sizes of the "diffusion-llm" project, with its 4x MLP turned
-# into a gated one of the same number of weights (8/3 of the width, rounded up to a multiple of 64)
-SIZES = {
-    "tiny": (256, 4, 4),
-    "small": (384, 6, 6),
-    "medium": (512, 8, 8),
-    "large": (640, 10, 10),
-    "xlarge": (768, 12, 12),
-    "xxlarge": (1024, 16, 16),
-}
-
 WRITTEN_OUT = 512  # most keys for which attention holds all its scores
-
-
-class TransformerConfig(PreTrainedConfig):
-    """Everything needed to build the network, and how its outputs are to be read."""
-
-    model_type = "sfumato"
-    attribute_map = {"block_length": "block_size"}  # noqa: RUF012 (the base class's form)
-
-    def __init__(
-        self,
-        vocab_size: int = 8192,
-        hidden_size: int = 384,
-        num_hidden_layers: int = 6,
-        num_attention_heads: int = 6,
-        intermediate_size: int | None = None,
-        max_position_embeddings: int = 1024,
-        rope_theta: float = 10000.0,
-        rms_norm_eps: float = 1e-6,
-        dropout: float = 0.0,
-        time_conditioned: bool = False,
-        attention: str = "full",
-        block_size: int | None = None,
-        shift: bool = False,  # reads the token before each position, as autoregression does
-        objective: str = "masked",
-        corruption: dict | None = None,
-        mask_token_id: int | None = None,
-        tie_word_embeddings: bool = True,
-        **kwargs,
-    ):
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size or 64 * math.ceil(hidden_size * 8 / 3 / 64)
-        self.max_position_embeddings = max_position_embeddings
-        self.rope_theta = rope_theta
-        self.rms_norm_eps = rms_norm_eps
-        self.dropout = dropout
-        self.time_conditioned = time_conditioned
-        self.attention = attention
-        self.block_size = block_size
-        self.shift = shift
-        self.objective = objective
-        self.corruption = corruption or {"name": "masked", "schedule": {"name": "linear"}}
-        self.mask_token_id = mask_token_id
-        if hidden_size % (2 * num_attention_heads):
-            raise ConfigError(
-                f"hidden_size {hidden_size} must be an even multiple of num_attention_heads "
-                f"{num_attention_heads}: rotary positions pair the coordinates of a head"
-            )
-        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
-
-    @property
-    def head_width(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @classmethod
-    def of_size(cls, size: str, **options) -> "TransformerConfig":
-        """One of `SIZES`, for instance `of_size("small", vocab_size=4096)`."""
-        if size not in SIZES:
-            raise ConfigError(f"unknown model size '{size}'{near(size, SIZES)}")
-        width, layers, heads = SIZES[size]
-        shape = {
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-        }
-        return cls(**{**shape, **options})
 
 
 @dataclass

@@ -18,8 +18,9 @@ from sfumato.errors import ConfigError, near
 from sfumato.files import brief
 from sfumato.folders import load_folder
 from sfumato.models.attend import attend_from
-from sfumato.models.encoder_decoder import SHAPE, EncoderDecoder, EncoderDecoderConfig
-from sfumato.models.transformer import DiffusionTransformer, TransformerConfig
+from sfumato.models.config import SHAPE, TransformerConfig
+from sfumato.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from sfumato.models.transformer import DiffusionTransformer
 from sfumato.objectives import (
     SELECTIONS,
     TIMES,
