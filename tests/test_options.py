@@ -200,11 +200,15 @@ def test_keys_of_hugging_face_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "3", '{"length": "long"}', '{"step": "treshold"}', '{"suppress": 3}']
+    "text",
+    [
+        *("{", "[]", "3", '{"length": "long"}', '{"step": "treshold"}', '{"suppress": 3}'),
+        *('{"temprature": 1}', '{"length": NaN}', "[" * 10**5, '{"length": ' + "1" * 5000 + "}"),
+    ],
 )
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "generation_config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"generation_config.json does not hold generation"):
+    with pytest.raises(CheckpointError, match=r"generation_config.json.*; mend it there"):
         read_generation_config(tmp_path)
 
 

@@ -11,6 +11,7 @@ from small_runs import prepare_words, run_all, small_run
 from sfumato.errors import TrainingError
 from sfumato.train import train
 from sfumato.train.events import Saved, Stepped
+from sfumato.train.log import Metrics, read_records
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +164,19 @@ def test_tensorboard_shows_every_record_once_also_after_a_kill(words, tmp_path):
     assert {"loss", "eval_bound", "learning_rate"} < set(wanted)
     tags = shown.Tags()["scalars"]
     assert {k: [(e.step, e.value) for e in shown.Scalars(k)] for k in tags} == wanted
+
+
+@pytest.mark.parametrize(
+    "end", [b"\n", b"\0" * 40, b"\0\n", b"[]\n", b'{"step": "x"}\n', b'{"a": "\xc3']
+)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_what_a_crash_left_in_the_records_does_not_keep_a_run_from_going_on(tmp_path, name, end):
+    lines = b'{"step": 1, "loss": 2.5, "odd": NaN}\n'
+    (tmp_path / name).write_bytes(lines + end)
+    run = small_run(tmp_path / "words", tmp_path)
+    metrics = Metrics(run, 1)
+    metrics.write({"step": 2, "loss": 2.0})
+    metrics.close()
+    kept = read_records(tmp_path / name)
+    assert [record["step"] for record in kept] == [1, 2] if name == "metrics.jsonl" else [1]
+    assert read_records(tmp_path / "metrics.jsonl")[-1] == {"step": 2, "loss": 2.0}

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from sfumato.arguments import Kind
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, told
 
 Precision = Literal["auto", "fp32", "bf16"]
 PRECISION = Kind(Precision)
@@ -51,5 +51,5 @@ def _lack(name: str | torch.device) -> str | None:
     try:
         torch.empty(0, device=torch.device(name), dtype=torch.float64)
     except (RuntimeError, AssertionError, TypeError) as error:
-        return str(error).splitlines()[0]
+        return told(error)
     return None

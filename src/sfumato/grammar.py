@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.errors import ConfigError, MissingExtra
+from sfumato.errors import ConfigError, MissingExtra, told
 from sfumato.json_schema import literal, schema_regex, unanchored
 
 Ints = NDArray[np.int64]
@@ -146,11 +146,11 @@ def _index(pattern: str) -> Any:
     try:
         return Index(pattern, alphabet)
     except (ValueError, UnicodeEncodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = told(error)
         if "no transitions" in reason:
             raise ConfigError(f"no text matches the regular expression {pattern!r}") from None
         raise ConfigError(
-            f"cannot use the regular expression {pattern!r}: {reason.split('. ')[0]}; look-around, "
+            f"cannot use the regular expression {pattern!r}: {reason}; look-around, "
             "back references, Unicode word boundaries and anchors inside are not regular"
         ) from None
 

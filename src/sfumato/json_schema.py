@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sfumato.errors import ConfigError
+from sfumato.files import Remedy, parse_json
 
 DEPTH = 3  # unfoldings of one reference within itself
 MOST_INTEGERS = 1000  # alternatives of an integer range
@@ -65,10 +66,7 @@ def schema_regex(
     """The regular expression; `fits(inner, outer)` says whether all of one's matches are
     among the other's, which a string's `pattern` is asked for."""
     if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except ValueError as error:
-            raise ConfigError(f"the JSON schema is not JSON: {error}") from None
+        schema = parse_json(schema, "the JSON schema", Remedy(ConfigError, "mend it"))
     found = _Compiler(schema, fits).value(schema)
     if found is None:
         raise ConfigError(

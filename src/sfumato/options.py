@@ -16,6 +16,7 @@ from sfumato.arguments import Count, Numbers, Seed, check_fields, numbers
 from sfumato.corruption import Corruption, Masked
 from sfumato.devices import Precision
 from sfumato.errors import CheckpointError, ConfigError, near
+from sfumato.files import Remedy, foreign, read_object
 from sfumato.filters import (
     Floor,
     Heat,
@@ -103,6 +104,8 @@ STEPS: dict[str, Rule] = {
     ),
     "wino": _rule(lambda c, **own: Wino(c.schedule, c.mask_id, **own), draft=0.6, verify=0.9),
 }
+
+DEFAULTS = Remedy(CheckpointError, "mend it there, or take it away: it holds a model's defaults")
 
 # what other packages call the same thing
 ALIASES = {
@@ -339,15 +342,25 @@ def write_generation_config(folder: str | Path, options: GenerationOptions, **id
 
 
 def read_generation_config(folder: str | Path) -> GenerationOptions:
-    """A model's defaults; keys that are not ours (Hugging Face's own) are left alone."""
+    """A model's defaults; Hugging Face's own keys are left alone, unknown ones refused."""
     path = Path(folder) / "generation_config.json"
     if not path.exists():
         return GenerationOptions()
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        known = {f.name for f in fields(GenerationOptions)}
-        ours: dict[str, Any] = {k: v for k, v in values.items() if k in known and v is not None}
-        ours |= {key: tuple(ours[key]) for key in ("suppress", "choices") if key in ours}
-        return GenerationOptions(**ours)
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or not what we wrote
-        raise CheckpointError(f"{path} does not hold generation options: {error}") from None
+    values = read_object(path, DEFAULTS)
+    known = {f.name for f in fields(GenerationOptions)}
+    for key in values:
+        if key not in known and not _is_standard(key):
+            raise DEFAULTS.fault(path, f"unknown key '{key}'{near(key, known)}")
+    ours: dict[str, Any] = {k: v for k, v in values.items() if k in known and v is not None}
+    with foreign(path, DEFAULTS):
+        try:
+            return GenerationOptions(**ours)
+        except ConfigError as error:
+            raise DEFAULTS.fault(path, str(error)) from None
+
+
+def _is_standard(key: str) -> bool:
+    """Whether Hugging Face writes such a key into a generation_config.json."""
+    from transformers import GenerationConfig
+
+    return key in vars(GenerationConfig()) or key.startswith("_") or key.endswith("_token_id")

@@ -8,7 +8,6 @@ Each side is prepared as any text is: bos, tokens, eos, resumable, the same ever
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sfumato.data.documents import Piece
-from sfumato.data.prepared import PREPARED, SPLITS, Prepared
+from sfumato.data.prepared import DAMAGED, PREPARED, SPLITS, Prepared
 from sfumato.data.sentences import cut_first
 from sfumato.data.sources import Source
 from sfumato.data.tally import Tally
 from sfumato.data.text import SHARD, Progress, prepare, write_json
 from sfumato.errors import ConfigError, DataError
+from sfumato.files import check_shape, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -146,19 +146,17 @@ class PreparedPairs:
     def open(cls, folder: str | Path) -> "PreparedPairs":
         """Open and check a folder."""
         folder = Path(folder)
-        try:
-            facts = json.loads((folder / PAIRS).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        if not (folder / PAIRS).exists():
             raise DataError(
                 f"the preparation of pairs in {folder} was interrupted; run the same prepare "
                 "command again and it goes on where it stopped"
-            ) from error
-        except ValueError as error:
-            raise DataError(f"{folder / PAIRS} is damaged; prepare into a new folder") from error
+            )
+        facts = read_object(folder / PAIRS, DAMAGED)
         if facts.get("format") != FORMAT:
             raise DataError(
                 f"{folder} has format {facts.get('format')}, expected {FORMAT}; prepare it again"
             )
+        check_shape(facts, {"fingerprint": str}, folder / PAIRS, DAMAGED)
         sources, targets = Prepared.open(folder / SOURCES), Prepared.open(folder / TARGETS)
         if _fingerprint(sources, targets) != facts["fingerprint"]:
             raise DataError(

@@ -8,7 +8,6 @@ train/, validation/
 """
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from sfumato.data.tokenizer import fingerprint, load_tokenizer
 from sfumato.errors import ConfigError, DataError, near
+from sfumato.files import Remedy, check_shape, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -26,6 +26,14 @@ PREPARED, JOURNAL = "prepared.json", "journal.json"
 FORMAT = 2
 SPLITS: tuple[str, ...] = ("train", "validation")
 ENDS = np.dtype("<i8")
+DAMAGED = Remedy(DataError, "prepare into a new folder")
+FACTS = {
+    "fingerprint": str,
+    "request": dict,
+    "source_bytes": (int, type(None)),
+    "tokenizer": {"name": str, "fingerprint": str, "vocab_size": int, "filler": int},
+    "splits": {name: {"tokens": int, "documents": int, "lengths": dict} for name in SPLITS},
+}
 PERCENTILES = (1, 5, 25, 50, 75, 90, 95, 99, 100)
 
 
@@ -54,18 +62,14 @@ class Prepared:
     ) -> "Prepared":
         """Open and check a folder; with a tokenizer, also check that the data are its own."""
         folder = Path(folder)
-        try:
-            facts = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise DataError(_absent(folder)) from error
-        except ValueError as error:
-            raise DataError(
-                f"{folder / 'prepared.json'} is damaged; prepare into a new folder"
-            ) from error
+        if not (folder / PREPARED).exists():
+            raise DataError(_absent(folder))
+        facts = read_object(folder / PREPARED, DAMAGED)
         if facts.get("format") != FORMAT:
             raise DataError(
                 f"{folder} has format {facts.get('format')}, expected {FORMAT}; prepare it again"
             )
+        check_shape(facts, FACTS, folder / PREPARED, DAMAGED)
         prepared = cls(folder, facts)
         for split in SPLITS:
             prepared._check_sizes(split)

@@ -30,7 +30,7 @@ from sfumato.data.tally import (
     WITHOUT_TEXT,
     Tally,
 )
-from sfumato.errors import ConfigError, DataError
+from sfumato.errors import ConfigError, DataError, told
 
 
 class Readable(Protocol):
@@ -249,7 +249,7 @@ def _read_hub(source: Source, wanted: Sequence[str]) -> Iterator[Record]:
         raise
     # The library and the network below it fail in more ways than can be listed.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = told(error)
         near = _near(Path(source.name))
         raise DataError(
             f"no file or folder {source.name} here{near and f' ({near})'}, and cannot read {what}, "

@@ -46,11 +46,18 @@ from sfumato.data.tokenizer import (
     train_tokenizer,
 )
 from sfumato.errors import ConfigError, DataError
+from sfumato.files import Remedy, check_shape, foreign, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PARTIAL = ".partial"  # ending of what is being written and will be renamed
+JOURNAL_SHAPE = {
+    "request": dict,
+    "shards": int,
+    "digest": str,
+    "totals": dict.fromkeys(SPLITS, list),
+}
 LOCK = "lock"  # its being there means nothing, only a lock on it does
 SHARD = 2**20  # characters tokenized, written and noted in the journal at a time
 # A new tokenizer learns from this much text. It is plenty for its few thousand merges, and the
@@ -228,9 +235,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def _open_journal(out: Path, request: dict[str, Any]) -> Journal:
     """The journal of an interrupted run of the same request, or a new one."""
     if (out / JOURNAL).exists():
-        stored = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
-        stored["totals"] = {split: Totals(*numbers) for split, numbers in stored["totals"].items()}
-        journal = Journal(**stored)
+        remedy = Remedy(DataError, f"delete {out} and prepare again")
+        stored = read_object(out / JOURNAL, remedy)
+        check_shape(stored, JOURNAL_SHAPE, out / JOURNAL, remedy)
+        with foreign(out / JOURNAL, remedy):
+            totals = {split: Totals(*numbers) for split, numbers in stored["totals"].items()}
+            journal = Journal(**{**stored, "totals": totals})
         if journal.shards:
             _check_request(out, journal.request, request)
             return journal

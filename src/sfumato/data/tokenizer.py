@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.errors import ConfigError, DataError, TokenizerError
+from sfumato.files import Remedy, check_folder, foreign
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS, MASK = "<|pad|>", "<|bos|>", "<|eos|>", "<|mask|>"
 SPECIAL = (PAD, BOS, EOS, MASK)
+UNREADABLE = Remedy(
+    TokenizerError,
+    "give a folder with tokenizer.json or a name on the Hub, or load it yourself and pass the "
+    "tokenizer",
+)
 SMALLEST = 256 + len(SPECIAL)  # every byte and the special tokens
 
 
@@ -103,18 +109,23 @@ def load_tokenizer(
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path and not Path(name).expanduser().exists():
         raise TokenizerError(f"no tokenizer folder at {name}; give a folder or a name on the Hub")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(Path(name).expanduser()) if looks_like_path else name, trust_remote_code=False
-        )
+    folder, where = Path(name).expanduser(), f"cannot load a tokenizer from {name}"
+    if folder.is_dir():
+        check_folder(folder, UNREADABLE)
     # The library and the network below it fail in more ways than can be listed.
-    except Exception as error:
-        own_code = "trust_remote_code" in str(error)
-        reason = "it needs its own Python code, never run here" if own_code else _first_line(error)
-        raise TokenizerError(
-            f"cannot load a tokenizer from {name}: {reason}; give a folder with tokenizer.json "
-            "or a name on the Hub, or load it yourself and pass the tokenizer"
-        ) from error
+    with foreign(where, UNREADABLE):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder) if looks_like_path else name, trust_remote_code=False
+            )
+        except Exception as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            said = "it needs its own Python code, never run here"
+            raise UNREADABLE.fault(where, said) from error
+        if tokenizer.is_fast:  # what damage may have left of it
+            special = (tokenizer.added_tokens_decoder, tokenizer.special_tokens_map)
+            encode(tokenizer, ["".join(map(str, special))])
     if add_mask_token and tokenizer.mask_token_id is None:
         own = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         own = [spelling for spelling in own if "mask" in spelling.lower()]
@@ -126,10 +137,6 @@ def load_tokenizer(
             )
         tokenizer.add_special_tokens({"eos_token": eos_token})
     return tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> None:

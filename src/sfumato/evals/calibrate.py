@@ -5,7 +5,6 @@ it loses against one token a pass is what deciding several at once costs. Learn 
 2110.01052) says which settings are safe; the clock says which of those is the fastest.
 """
 
-import json
 import math
 import sys
 import time
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato.data.sources import Source
-from sfumato.errors import CheckpointError, ConfigError
+from sfumato.errors import ConfigError
 from sfumato.estimates import Estimate
 from sfumato.evals.judge import Judge
 from sfumato.evals.pieces import Piece, draw_pieces, score
@@ -27,7 +26,9 @@ from sfumato.evals.risk import TESTS, safe, texts_needed
 from sfumato.evals.settings import Grid, Setting, Wanted
 from sfumato.evals.speed import Pace, autoregressive_lap, lap
 from sfumato.evals.text import distinct_n, entropy, words
+from sfumato.files import read_object
 from sfumato.folders import find_folder
+from sfumato.options import DEFAULTS
 from sfumato.pipeline import DiffusionLM
 from sfumato.retrace import can_retrace
 
@@ -146,11 +147,8 @@ def write_chosen(made: dict[str, Any], folder: str | Path) -> None:
     assert chosen is not None, "nothing was chosen"
     setting = made["results"]["settings"][chosen]["setting"]
     path = Path(folder) / "generation_config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        kept = {key: value for key, value in values.items() if key not in setting}
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not hold generation options: {error}") from None
+    values = read_object(path, DEFAULTS) if path.exists() else {}
+    kept = {key: value for key, value in values.items() if key not in setting}
     block = values.get("block")  # of a model of blocks, what it always was
     told = {key: value for key, value in setting.items() if value not in (None, {})}
     write({**({"block": block} if block else {}), **kept, **told}, path)

@@ -20,6 +20,8 @@ from transformers import (
 from sfumato.errors import CheckpointError, ConfigError, MissingExtra
 from sfumato.estimates import Estimate, ratio
 from sfumato.evals.weights import find_weights, fingerprint
+from sfumato.files import Remedy, check_folder, foreign
+from sfumato.tensors import check_finite
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ class Judge:
             if importlib.util.find_spec("gguf") is None:
                 raise MissingExtra("gguf", "gguf", f"reading {weights[0].name}")
             options = {"gguf_file": weights[0].name}
-        try:
+        remedy = Remedy(CheckpointError, "give the folder of a causal language model")
+        check_folder(weights[0].parent, remedy)
+        with foreign(f"{path} is not a causal language model", remedy):
             tokenizer = AutoTokenizer.from_pretrained(weights[0].parent, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 weights[0].parent, dtype=dtype, output_loading_info=True, **options
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} is not a causal language model: {error}") from error
         model, report = loaded
         if report["missing_keys"]:
             absent = ", ".join(sorted(report["missing_keys"])[:3])
@@ -92,6 +94,7 @@ class Judge:
                 f"the tokenizer of {path} has neither a bos nor an eos token to stand before a "
                 "text; set one in its tokenizer_config.json"
             )
+        check_finite(model.named_parameters(), path)
         model = model.to(device).eval().requires_grad_(False)
         _assert_causal(model, str(path))
         return cls(

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfumato.errors import CheckpointError, ConfigError
+from sfumato.errors import CheckpointError, ConfigError, told
 
 
 def find_weights(path: str | Path) -> list[Path]:
@@ -47,5 +47,6 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{name} is neither a local model nor one that the hub gave: {error}"
+            f"{name} is neither a local model nor one that the hub gave: {told(error)}; check the "
+            "spelling and the connection"
         ) from error

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, told
 from sfumato.models.attend import HIDDEN, Attend, attention_allowed
 from sfumato.models.cache import Reading
 
@@ -91,9 +91,9 @@ class CompiledPass(nn.Module):
             with torch._inductor.config.patch(freezing=True, cpp_wrapper=cpu):  # type: ignore[attr-defined]
                 logits = self.compiled(*given, store.layers, attend)
         except TorchDynamoException as error:
-            told = str(getattr(error, "inner_exception", error)).strip().splitlines()
+            reason = told(getattr(error, "inner_exception", error))
             raise ConfigError(
-                f"torch cannot compile the model here: {told[0] if told else error}; `sfumato "
+                f"torch cannot compile the model here: {reason}; `sfumato "
                 "doctor` says whether a C++ compiler is missing, or leave torch_compile out"
             ) from error
         self.known.add(length)

@@ -17,12 +17,22 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sfumato.errors import CheckpointError, TrainingError
+from sfumato.files import Remedy, check_file, check_shape, read_object, read_tensors
 
 STATE, TRAINING = "state.json", "training.safetensors"
+DAMAGED = Remedy(
+    CheckpointError, "the checkpoint is damaged: remove it to go on from the one before it"
+)
+SHAPE = {
+    "progress": {"step": int},
+    "run": dict,
+    "identity": {"data": str, "tokenizer": str},
+    "sizes": dict,
+}
 
 
 class Checkpoints:
@@ -67,18 +77,13 @@ class Checkpoints:
     def load(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """State and training tensors of a checkpoint, checked against the sizes it recorded."""
         place = self.path(step)
-        try:
-            state = json.loads((place / STATE).read_text(encoding="utf-8"))
-            for name, size in state["sizes"].items():
-                found = (place / name).stat().st_size
-                if found != size:
-                    raise CheckpointError(f"{name} has {found} bytes instead of {size}")
-            return state, load_file(place / TRAINING)
-        except (OSError, ValueError, KeyError, SafetensorError, CheckpointError) as error:
-            raise CheckpointError(
-                f"checkpoint {place} is damaged ({error}); "
-                "remove it to go on from the one before it"
-            ) from error
+        state = read_object(place / STATE, DAMAGED, finite=False)
+        check_shape(state, SHAPE, place / STATE, DAMAGED)
+        for name, size in state["sizes"].items():
+            found = check_file(place / name, DAMAGED, most=None)
+            if found != size:
+                raise DAMAGED.fault(place / name, f"has {found} bytes instead of {size}")
+        return state, read_tensors(place / TRAINING, DAMAGED)
 
     def clear(self) -> None:
         """Remove every checkpoint."""

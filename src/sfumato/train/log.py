@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sfumato.errors import MissingExtra, TrainingError
+from sfumato.files import Remedy, read_json_lines
 from sfumato.train.config import Run
 from sfumato.train.events import Stepped
 from sfumato.train.step import Totals
@@ -141,7 +142,7 @@ class Csv:
 
     def __init__(self, folder: Path):
         self.file = (folder / "metrics.csv").open("w", encoding="utf-8", newline="")
-        self.table = csv.DictWriter(self.file, COLUMNS)
+        self.table = csv.DictWriter(self.file, COLUMNS, extrasaction="ignore")
         self.table.writeheader()
         self.table.writerows(read_records(folder / "metrics.jsonl"))
 
@@ -154,11 +155,18 @@ class Csv:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records of a file of JSON lines; a last line that a kill cut off does not count."""
+    """All records of a file of JSON lines; what a kill or a crash left there does not count."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    remedy = Remedy(TrainingError, "move it away to go on without it")
+    return [record for record in read_json_lines(path, remedy) if _is_record(record)]
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a line says something of a step."""
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+        return False
+    return all(isinstance(one, int | float | str | list) for one in value.values())
 
 
 def rewrite(path: Path, text: str) -> None:
