@@ -23,7 +23,7 @@ generate blockwise growing likelihood retrace testing
 options folders pages finite given gaps conditions pipeline pipeline_hf conditional
 evals
 train export serve
-doctor cli __main__
+doctor model_doctor cli __main__
 """
 ORDER = LAYERS.split()
 

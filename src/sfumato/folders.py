@@ -4,6 +4,9 @@ A model folder is a plain Hugging Face one: config.json, safetensors weights, th
 and generation_config.json. Nothing in it is run or unpickled.
 """
 
+import copy
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +66,8 @@ def check_tokenizer(
     config: Any, tokenizer: "PreTrainedTokenizerFast", special: "SpecialIds"
 ) -> None:
     """Raise if a tokenizer is not the one that a model was trained with."""
+    from sfumato.data.tokenizer import vocabulary_digest
+
     if config.vocab_size < len(tokenizer):
         raise CheckpointError(
             f"the tokenizer has {len(tokenizer)} tokens, but the model only {config.vocab_size}: "
@@ -72,6 +77,13 @@ def check_tokenizer(
         raise CheckpointError(
             f"the tokenizer's mask token has id {special.mask}, but the model's has "
             f"{config.mask_token_id}: they do not belong together"
+        )
+    known = getattr(config, "vocabulary_digest", None)
+    # tokens that were added behind them later change no number
+    if known is not None and known != vocabulary_digest(tokenizer, int(known.split("-")[0])):
+        raise CheckpointError(
+            "the tokenizer's vocabulary is another one than the model was trained with: they do "
+            "not belong together; take the tokenizer from the model's own folder"
         )
 
 
@@ -111,6 +123,23 @@ def read_config(folder: Path) -> Any:
         raise SETTINGS.fault(path, problem)
     with foreign(path, MODEL):
         return family(**keys)
+
+
+def write_model(
+    folder: Path, config: Any, weights: "Mapping[str, torch.Tensor]", tokenizer: Any
+) -> None:
+    """A model's config and weights, which say whose tokenizer and which values are theirs."""
+    from sfumato.data.tokenizer import vocabulary_digest
+    from sfumato.models import FAMILIES
+    from sfumato.tensors import save_tensors
+
+    config = copy.deepcopy(config)
+    config.dtype = next(iter(weights.values())).dtype
+    config.architectures = [FAMILIES[config.model_type][1].__name__]
+    config.vocabulary_digest = vocabulary_digest(tokenizer)
+    save_tensors(weights, folder / WEIGHTS)
+    config.save_pretrained(folder)
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors keeps its files to their owner
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from sfumato.devices import find_device
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.filters import Allowed
 from sfumato.finite import Finite, draw_texts
-from sfumato.folders import check_tokenizer, load_folder
+from sfumato.folders import check_tokenizer, load_folder, write_model
 from sfumato.gaps import GapLength, gap_lengths
 from sfumato.generate import blank, generate
 from sfumato.given import Given
@@ -106,7 +106,8 @@ class DiffusionLM:
         }
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self.model.save_pretrained(folder)
+            weights = dict(self.model.named_parameters())
+            write_model(Path(folder), self.model.config, weights, self.tokenizer)
             save_tokenizer(self.tokenizer, folder)
             write_generation_config(
                 folder, self.options, **{k: v for k, v in ids.items() if v is not None}

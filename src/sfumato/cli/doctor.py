@@ -1,16 +1,31 @@
-"""`sfumato doctor`: what is installed, which device is used, and what is missing."""
+"""`sfumato doctor`: what is installed and what is missing, or whether a model's folder is whole."""
+
+from typing import Annotated
 
 import typer
 
 
-def doctor() -> None:
-    """Say what is installed, which device is used, and what is missing."""
-    from sfumato.doctor import examine
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(help="Check this model's folder, byte by byte, instead.")
+    ] = None,
+) -> None:
+    """Say what is installed, which device is used, what is missing; or what is wrong with a model.
 
-    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    Exit code 1 if something is missing or at fault.
+    """
+    if model is None:
+        from sfumato.doctor import examine
+
+        findings = examine()
+    else:
+        from sfumato.model_doctor import examine_model
+
+        findings = examine_model(model)
+    colours = {"ok": "green", "note": "yellow", "missing": "red", "fault": "red"}
     whole = True
-    for finding in examine():
+    for finding in findings:
         state = typer.style(f"{finding.state:8}", fg=colours[finding.state])
         typer.echo(f"{state} {finding.name:15} {finding.detail}")
-        whole = whole and finding.state != "missing"
+        whole = whole and finding.state not in ("missing", "fault")
     raise typer.Exit(0 if whole else 1)

@@ -245,6 +245,17 @@ def _bytes_by_letter() -> dict[str, int]:
     return {chr(b): b for b in seen} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
+def vocabulary_digest(tokenizer: "PreTrainedTokenizerFast", first: int | None = None) -> str:
+    """How many tokens there are, and a hash of them in their order; or of the first ones alone.
+
+    A model's config keeps it: which tokens its numbers mean.
+    """
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    kept = [f"{number} {word}" for word, number in words][:first]
+    made = hashlib.blake2b("\0".join(kept).encode("utf-8", "surrogatepass"), digest_size=8)
+    return f"{len(kept)}-{made.hexdigest()}"
+
+
 def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """A hash of what decides which ids a text gets, and of the special ids' roles.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data.sources import Source
-from sfumato.errors import ConfigError, DataError, MissingExtra
+from sfumato.errors import CheckpointError, ConfigError, DataError, MissingExtra
 from sfumato.evals.held_out import BATCH, Held, held_out, shuffled
 from sfumato.evals.judge import Judge
 from sfumato.evals.record import record
@@ -148,7 +148,13 @@ def _measure(
     for number, batch in enumerate(held.batches()):
         progress(f"{what}: {number * BATCH} of {rows} rows")
         each.append(estimator(batch))
-    return Likelihood.join(each)
+    whole = Likelihood.join(each)
+    if bool(whole.nats.isnan().any()):
+        raise CheckpointError(
+            f"the {what} of {int(whole.nats.isnan().sum())} of {rows} rows is no number: the "
+            "model's weights are damaged, or its training fell apart; take an older checkpoint"
+        )
+    return whole
 
 
 def _report(likelihood: Likelihood, held: Held, scored: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ shared out over processes, accumulation and workers, and a checkpoint holds all 
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfumato.data.pairs import open_data
@@ -25,9 +23,12 @@ from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
 from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.estimates import Estimate, ratio
+from sfumato.files import foreign, read_tensors
+from sfumato.folders import write_model
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pipeline import DiffusionLM
 from sfumato.rng import Rng
+from sfumato.tensors import check_finite
 from sfumato.train.build import (
     build_corruption,
     build_denoiser,
@@ -35,7 +36,7 @@ from sfumato.train.build import (
     build_network,
     build_objective,
 )
-from sfumato.train.checkpoint import Checkpoints, locked, publish, writing
+from sfumato.train.checkpoint import DAMAGED, Checkpoints, locked, publish, writing
 from sfumato.train.config import Run
 from sfumato.train.events import (
     Evaluated,
@@ -225,19 +226,23 @@ class Trainer:
             return False
         try:
             state, training = self.checkpoints.load(steps[-1])
-            weights = load_file(self.checkpoints.path(steps[-1]) / "model.safetensors")
+            place = self.checkpoints.path(steps[-1])
+            weights = read_tensors(place / "model.safetensors", DAMAGED)
+            check_finite([*weights.items(), *training.items()], place)
         except CheckpointError:
             if self.run.overwrite and not self._is_written():
                 return False
             raise
         try:
-            self.note = check_resumable(state, self.run, self.identity)
+            with foreign(place, DAMAGED):
+                self.note = check_resumable(state, self.run, self.identity)
         except CheckpointError:
             if self.run.overwrite:
                 return False
             raise
-        self.state.restore(weights, training)
-        self.progress = Progress(**state["progress"])
+        with foreign(place, DAMAGED):
+            self.state.restore(weights, training)
+            self.progress = Progress(**state["progress"])
         if self.progress.variances:
             self._train_on(least(self.progress.variances))
         if self.progress.step < self.run.train.max_steps and not self._out_of_patience():
@@ -465,10 +470,7 @@ class Trainer:
 
     def _write_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """A plain Hugging Face model folder."""
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        self.model.config.save_pretrained(folder)
-        # safetensors keeps its files to their owner
-        shutil.copymode(folder / "config.json", folder / "model.safetensors")
+        write_model(folder, self.model.config, weights, self.tokenizer)
         save_tokenizer(self.tokenizer, folder)
         ids = {f"{name}_token_id": value for name, value in asdict(self.special).items()}
         ids = {name: value for name, value in ids.items() if value is not None}
