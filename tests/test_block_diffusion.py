@@ -182,7 +182,9 @@ def test_a_curriculum_takes_its_objectives_in_turn():
     late = Batch(*(part[2:] for part in vars(batch).values()))
     for part, wanted in ((early, first), (late, last)):
         got = both(Full(model, MASK), part, RUN)
-        assert_close(vars(got), vars(wanted(Full(model, MASK), part, RUN)), rtol=0, atol=0)
+        # a stage measures another way of reading than the model's in the end
+        expected = vars(wanted(Full(model, MASK), part, RUN)) | {"bounds": part is late}
+        assert_close(vars(got), expected, rtol=0, atol=0)
 
 
 def test_a_block_has_at_least_one_token():

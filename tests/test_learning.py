@@ -9,6 +9,7 @@ import torch
 from worlds import batch_of
 
 from sfumato.blockwise import generate_blocks
+from sfumato.continuous import Bound
 from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.filters import Temperature
@@ -17,7 +18,6 @@ from sfumato.models import DiffusionTransformer, TransformerConfig
 from sfumato.objectives import (
     Bernoulli,
     BlockDiffusion,
-    Bound,
     Cart,
     ClippedWeight,
     ConstantWeight,

@@ -6,13 +6,13 @@ import torch
 from reference import exact_k_loss
 from worlds import MASK, World, batch_of, exact_bound
 
+from sfumato.continuous import Bound
 from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.denoisers import Full, autoregressive
 from sfumato.errors import ConfigError
 from sfumato.models import DiffusionTransformer, TransformerConfig
 from sfumato.objectives import (
     Bernoulli,
-    Bound,
     BoundWeight,
     Cart,
     ClippedWeight,

@@ -1,6 +1,6 @@
-"""The continuous-time bound of any corruption, drawn so that a few draws tell it and their error.
+"""The continuous-time bound of any corruption: to train by, and to measure by.
 
-`objectives.Bound` draws t evenly and noise as the corruption does. Its mean is right, its variance
+`Bound` draws t evenly and noise as the corruption does. Its mean is right, its variance
 is infinite. Let p = 1 - alpha be the noise rate and n the tokens of a row. Near p = 0 some token is
 noisy with probability n p, and what it then adds is 1 / p times a logarithm: the mean converges,
 and the square, which integrates 1 / p, does not. Hybrid noise is worse, as its spread begins like a
@@ -26,7 +26,7 @@ the order of LAST ** 2.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,43 +44,72 @@ LAST_DRAWS = 0.02  # share of the draws at LAST
 
 
 @dataclass(frozen=True)
-class Continuous:
-    """An objective to measure by: its `nll` is the bound. To train, take `objectives.Bound`."""
+class Bound:
+    """An objective to train by: UDLM, GIDD, MDLM again."""
 
     corruption: Corruption
     times: Times
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
-        corruption, where = self.corruption, batch.trainable
+        t = self.times(batch.slots, rng.fold(0))
+        drawn = self.corruption.corrupt(batch.tokens, t, rng.fold(1).fold(batch.slots))
+        tokens = torch.where(batch.trainable, drawn, batch.tokens)
+        certain = torch.ones_like(t)
+        never = torch.zeros_like(t, dtype=torch.bool)
+        loss = _loss(self.corruption, denoiser, batch, tokens, t, certain, never)
+        schedule = self.corruption.schedule
+        return replace(loss, bounds=schedule.low == 0 and schedule.high == 1)
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """An objective to measure by: its `nll` is the bound, with an error that few draws tell."""
+
+    corruption: Corruption
+    times: Times
+
+    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
+        corruption = self.corruption
         at = place(self.times(batch.slots, rng.fold(0)), 0.0 if corruption.absorbing else UNHIT)
         t = time_of(corruption, at.alpha)
         tokens, chance = hit(corruption, batch, at, t, rng.fold(1).fold(batch.slots))
         weight = at.weight * chance / torch.where(at.last, LAST, -corruption.kernel(t).dalpha)
-        targets, seen = batch.tokens[where], tokens[where]
-        times, weights, last = (
-            each[:, None].expand(where.shape)[where] for each in (t, weight, at.last)
-        )
+        return _loss(corruption, denoiser, batch, tokens, t, weight, at.last)
 
-        def integrand(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-            mask = torch.tensor([corruption.mask_id], device=logits.device)
-            logp = logits.index_fill(-1, mask, -torch.inf).log_softmax(-1)
-            jumps = corruption.bound(logp, targets[part], seen[part], times[part])
-            drawn = -logp.gather(-1, targets[part][:, None])[:, 0]
-            return torch.where(last[part], drawn, jumps), logp.argmax(-1) == targets[part]
 
-        value, nll, correct = reading(denoiser, batch).score(
-            tokens,
-            t.float(),
-            where,
-            targets,
-            weights.float(),
-            segments=batch.segments,
-            integrand=integrand,
-        )
-        each = torch.zeros(where.shape, dtype=torch.float64, device=nll.device)
-        each[where] = weights * nll
-        count, noisy = where.sum(), seen != targets
-        return Loss(value / count.clamp_min(1), each, count, correct[noisy].sum(), noisy.sum())
+def _loss(
+    corruption: Corruption,
+    denoiser: Trainable,
+    batch: Batch,
+    tokens: Tensor,  # [B, L] noisy
+    t: Tensor,  # [B]
+    weight: Tensor,  # [B]
+    last: Tensor,  # [B] bool: rows whose cross-entropy counts, and not the integrand
+) -> Loss:
+    where = batch.trainable
+    targets, seen = batch.tokens[where], tokens[where]
+    times, weights, ends = (each[:, None].expand(where.shape)[where] for each in (t, weight, last))
+
+    def integrand(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        mask = torch.tensor([corruption.mask_id], device=logits.device)
+        logp = logits.index_fill(-1, mask, -torch.inf).log_softmax(-1)
+        jumps = corruption.bound(logp, targets[part], seen[part], times[part])
+        drawn = -logp.gather(-1, targets[part][:, None])[:, 0]
+        return torch.where(ends[part], drawn, jumps), logp.argmax(-1) == targets[part]
+
+    value, nll, correct = reading(denoiser, batch).score(
+        tokens,
+        t.float(),
+        where,
+        targets,
+        weights.float(),
+        segments=batch.segments,
+        integrand=integrand,
+    )
+    each = torch.zeros(where.shape, device=nll.device)
+    each[where] = weights.float() * nll.detach()
+    count, noisy = where.sum(), seen != targets
+    return Loss(value / count.clamp_min(1), each, count, correct[noisy].sum(), noisy.sum())
 
 
 class Place(NamedTuple):

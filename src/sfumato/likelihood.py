@@ -219,6 +219,7 @@ class _StepOf:
 
     schedule: Schedule
     num_steps: int
+    whole = True
 
     def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
         place = (u * self.num_steps).floor().clamp_max(self.num_steps - 1)

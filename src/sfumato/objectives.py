@@ -2,7 +2,7 @@
 
 Every loss is in nats per trainable token. What is backpropagated (`value`) may weigh noise rates as
 training likes; the bound that is reported (`nll`) always carries the bound's own weights. The two
-are different quantities, and only `Bound` and the bound weight make them equal.
+are different quantities, and only `continuous.Bound` and the bound weight make them equal.
 
 Corruption is a pure function of the run's seed and a row's slot, so a loss does not depend on
 workers, ranks, accumulation or resumption.
@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sfumato.corruption import Corruption
 from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
 from sfumato.models.attend import HIDDEN, positions_from
@@ -85,6 +84,11 @@ class Draw(NamedTuple):
 
 
 class Selection(Protocol):
+    @property
+    def whole(self) -> bool:
+        """Whether every noise rate is drawn as the bound weighs it: else the mean is no bound."""
+        ...
+
     def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
         """u [B] in (0, 1) places each row in time; rng has one key a row."""
         ...
@@ -114,6 +118,10 @@ class ExactK:
     def __post_init__(self):
         _check_interval(self.low, self.high)
 
+    @property
+    def whole(self) -> bool:
+        return self.low == 0 and self.high == 1
+
     def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
         n = batch.trainable.sum(1)
         rate = self.low + u * (self.high - self.low)
@@ -137,6 +145,10 @@ class Bernoulli:
     """Each token independently, at the schedule's rate: weight -alpha' / (1 - alpha) (MDLM)."""
 
     schedule: Schedule = field(default_factory=Linear)
+
+    @property
+    def whole(self) -> bool:
+        return self.schedule.low == 0 and self.schedule.high == 1
 
     def __call__(self, batch: Batch, u: Tensor, rng: Rng) -> Draw:
         alpha = self.schedule.alpha(u)
@@ -244,7 +256,7 @@ class MaskedDiffusion:
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         batch, noise = self.noise(batch, rng)
-        return _masked_loss(reading(denoiser, batch), batch, noise, self.mask_id)
+        return _masked_loss(reading(denoiser, batch), batch, noise, self)
 
     def noise(self, batch: Batch, rng: Rng) -> tuple[Batch, "Noise"]:
         """The rows that are scored, twice as many if `complementary`, and what masks them."""
@@ -268,10 +280,10 @@ class Noise(NamedTuple):
     t: Tensor  # [B], or [B, L]
 
 
-def _masked_loss(denoiser: Scorer, batch: Batch, noise: Noise, mask_id: int) -> Loss:
+def _masked_loss(denoiser: Scorer, batch: Batch, noise: Noise, masked: MaskedDiffusion) -> Loss:
     noisy = noise.noisy
     value, nll, correct = denoiser.score(
-        batch.tokens.masked_fill(noisy, mask_id),
+        batch.tokens.masked_fill(noisy, masked.mask_id),
         noise.t.float(),
         noisy,
         batch.tokens[noisy],
@@ -280,7 +292,8 @@ def _masked_loss(denoiser: Scorer, batch: Batch, noise: Noise, mask_id: int) -> 
     )
     integrand = torch.zeros(noisy.shape, device=nll.device)
     integrand[noisy] = noise.bound[noisy].float() * nll
-    return _loss(value, integrand, batch.trainable.sum(), correct)
+    loss = _loss(value, integrand, batch.trainable.sum(), correct)
+    return replace(loss, bounds=masked.selection.whole)
 
 
 def _twice(batch: Batch) -> Batch:
@@ -328,7 +341,7 @@ class BlockDiffusion:
 
         noise = Noise(*map(spread, (noise.noisy, noise.weight, noise.bound, noise.t[:, None])))
         stream = denoiser.two_stream(batch.tokens, self.size)
-        return _masked_loss(stream, batch, noise, self.masked.mask_id)
+        return _masked_loss(stream, batch, noise, self.masked)
 
 
 def cut(batch: Batch, size: int) -> tuple[Batch, Tensor]:
@@ -366,45 +379,10 @@ class Curriculum:
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         slot = int(batch.slots[0])
-        now = (objective for end, objective in self.stages if slot < end)
-        return next(now, self.last)(denoiser, batch, rng)
-
-
-@dataclass(frozen=True)
-class Bound:
-    """The bound of any corruption, by its integrand at a random time: UDLM, GIDD, MDLM again."""
-
-    corruption: Corruption
-    times: Times
-
-    def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
-        t = self.times(batch.slots, rng.fold(0))
-        drawn = self.corruption.corrupt(batch.tokens, t, rng.fold(1).fold(batch.slots))
-        noisy_tokens = torch.where(batch.trainable, drawn, batch.tokens)
-        where = batch.trainable
-        targets, seen = batch.tokens[where], noisy_tokens[where]
-        times = t[:, None].expand(where.shape)[where]
-        corruption = self.corruption
-
-        def integrand(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-            logp = logits.index_fill(
-                -1, torch.tensor([corruption.mask_id], device=logits.device), -torch.inf
-            ).log_softmax(-1)
-            nll = corruption.bound(logp, targets[part], seen[part], times[part])
-            return nll, logp.argmax(-1) == targets[part]
-
-        value, nll, correct = reading(denoiser, batch).score(
-            noisy_tokens,
-            t.float(),
-            where,
-            targets,
-            torch.ones_like(times, dtype=torch.float32),
-            segments=batch.segments,
-            integrand=integrand,
-        )
-        each = torch.zeros(where.shape, device=nll.device)
-        each[where] = nll
-        return _loss(value, each, where.sum(), correct[seen != targets])
+        now = next((objective for end, objective in self.stages if slot < end), None)
+        if now is None:
+            return self.last(denoiser, batch, rng)
+        return replace(now(denoiser, batch, rng), bounds=False)  # for another way of reading
 
 
 @dataclass(frozen=True)
@@ -445,7 +423,7 @@ class CausalFirst:
         if int(batch.slots[0]) < self.until:
             if not isinstance(denoiser, Full):
                 raise ConfigError("CausalFirst needs a network to read causally: a denoisers.Full")
-            return NextToken()(denoiser.autoregressive(), batch, rng)
+            return replace(NextToken()(denoiser.autoregressive(), batch, rng), bounds=False)
         return self.then(denoiser, batch, rng)
 
 
@@ -464,7 +442,9 @@ class DroppedSource:
         assert isinstance(batch, PairBatch), "checked before training: there are pairs"
         dropped = rng.fold(2).fold(batch.slots).uniform(1) < self.rate
         seen = replace(batch, source=batch.source.masked_fill(dropped, ABSENT))
-        return self.then(denoiser, seen, rng)
+        return replace(
+            self.then(denoiser, seen, rng), bounds=False
+        )  # of texts without sources, too
 
 
 def reading(denoiser: Trainable, batch: Batch) -> Trainable:

@@ -51,6 +51,7 @@ class Loss:
     count: Tensor  # scalar, trainable tokens
     correct: Tensor  # scalar, corrupted positions whose most likely token is the clean one
     corrupted: Tensor  # scalar, positions that were scored
+    bounds: bool = True  # whether nll is on average a bound for the model as it will be read
 
 
 class Denoiser(Protocol):

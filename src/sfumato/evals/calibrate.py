@@ -232,7 +232,7 @@ def _row(
     if excess is not None:
         error = float(excess.std() / math.sqrt(len(excess))) if len(excess) > 1 else math.nan
         losses = _losses(excess, options.tolerance)
-        row["excess"] = asdict(Estimate.of(float(excess.mean()), error))
+        row["excess"] = asdict(Estimate.of(float(excess.mean()), error, len(excess) - 1))
         row["risk"] = float(losses.mean()) * SPAN * options.tolerance  # nats a token
         row["clipped"] = float((losses == 1).double().mean())
     return row

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfumato.continuous import Continuous
+from sfumato.continuous import Bound, Continuous
 from sfumato.corruption import Corruption, corruption_from
 from sfumato.data.pairs import PreparedPairs
 from sfumato.data.prepared import Prepared
@@ -26,7 +26,6 @@ from sfumato.objectives import (
     TIMES,
     WEIGHTS,
     BlockDiffusion,
-    Bound,
     CausalFirst,
     Curriculum,
     DroppedSource,

@@ -24,7 +24,7 @@ class Stepped:
 
     step: int  # steps done
     loss: float  # nats per trainable token, as trained
-    bound: float  # nats per trainable token, the bound at this step's noise: very noisy
+    bound: float  # nats per trainable token at this step's noise, very noisy; nan: no bound
     accuracy: float  # of the scored positions
     grad_norm: float  # before clipping
     learning_rate: float

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,13 +54,18 @@ class Window:
         return sum(totals.count for totals in self.seen) / spent, spent / len(self.seen)
 
     def record(self, stepped: Stepped) -> dict[str, float]:
-        """One record of all its steps, weighted by their tokens."""
+        """One record of all its steps, weighted by their tokens.
+
+        Without `bound` where what was drawn is no bound: where the objective's noise rates are
+        clipped, while it has stages, or sources are dropped. `eval_bound` always is one.
+        """
         sums = [sum(column) for column in zip(*map(astuple, self.seen), strict=True)]
         nats, bound, count, correct, corrupted, norm = sums
+        measured = {} if math.isnan(bound) else {"bound": bound / max(1, count)}
         return {
             "step": stepped.step,
             "loss": nats / max(1, count),
-            "bound": bound / max(1, count),
+            **measured,
             "accuracy": correct / max(1, corrupted),
             "grad_norm": norm / len(self.seen),
             "learning_rate": stepped.learning_rate,

@@ -41,7 +41,7 @@ class Totals:
     """What one step saw, over all its rows."""
 
     nats: float  # the loss, summed over trainable tokens
-    bound: float  # the bound's estimate, likewise
+    bound: float  # the bound's estimate, likewise; nan if the objective's is none
     count: float  # trainable tokens
     correct: float
     corrupted: float
@@ -81,7 +81,8 @@ class Stepper:
                 loss = self.scored(self.objective, batch, rng)
                 nats = loss.value * loss.count
                 (nats / scale).backward()
-            terms = (nats.detach(), loss.nll.sum(), loss.count, loss.correct, loss.corrupted)
+            bound = loss.nll.sum() if loss.bounds else torch.full_like(nats, math.nan)
+            terms = (nats.detach(), bound, loss.count, loss.correct, loss.corrupted)
             sums += torch.stack([term.double() for term in terms])
             rows.append(loss.nll.isfinite().all(1))
         grads = [param.grad for param in self._params() if param.grad is not None]

@@ -369,7 +369,11 @@ class Trainer:
         number = min(options.rows, len(rows))
         measure = build_measure(self.run, self.corruption, number, self.model.config.block_size)
         rng = Rng.from_seed(EVALUATION_SEED, device=world.device)
-        sums = torch.zeros((number, 4), dtype=torch.float64, device=world.device)
+        opening = torch.from_numpy(rows.documents(np.arange(number))).to(world.device)
+        # a part is one text in one row, number row + text: both rise from part to part
+        parts = number + int(opening[-1]) + self.run.data.length + 1
+        sums = torch.zeros((parts, 4), dtype=torch.float64, device=world.device)
+        owners = torch.zeros((parts, 2), dtype=torch.float64, device=world.device)
         self.scored.eval()
         enabled = self.dtype != torch.float32
         with self._averaged(), torch.autocast(world.device.type, self.dtype, enabled=enabled):
@@ -381,11 +385,15 @@ class Trainer:
                 batch = to_device(as_batch(rows.batch(slots), slots), world.device)
                 loss = self.scored(measure, batch, rng)
                 if first < number:
-                    sums[batch.slots, 0] = loss.nll.double().sum(1)
-                    sums[batch.slots, 1] = batch.trainable.double().sum(1)
+                    row = batch.slots[:, None].expand(batch.segments.shape)
+                    text = opening[batch.slots][:, None] + batch.segments
+                    each = torch.stack((loss.nll, batch.trainable), -1).double()
+                    sums[:, :2].index_add_(0, (row + text).flatten(), each.flatten(0, 1))
+                    owners[row + text] = torch.stack((text, row), -1).double()
                     sums[first, 2:] = torch.stack((loss.correct, loss.corrupted)).double()
-        sums = world.sum(sums).cpu()
-        return self._judge(ratio(sums[:, 0], sums[:, 1]), sums[:, 2:].sum(0).tolist())
+        sums, owners = world.sum(sums).cpu(), world.sum(owners).cpu().long()
+        bound = ratio(sums[:, 0], sums[:, 1], *owners.unbind(1))
+        return self._judge(bound, sums[:, 2:].sum(0).tolist())
 
     def _judge(self, bound: Estimate, scored: list[float]) -> Evaluated:
         """Log an evaluation, and keep the model if it is the best so far."""
