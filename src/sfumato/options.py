@@ -7,6 +7,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -342,14 +343,14 @@ def write_generation_config(folder: str | Path, options: GenerationOptions, **id
 
 
 def read_generation_config(folder: str | Path) -> GenerationOptions:
-    """A model's defaults; Hugging Face's own keys are left alone, unknown ones refused."""
+    """A model's defaults. Keys that are not ours are left alone, but those that look misspelt."""
     path = Path(folder) / "generation_config.json"
     if not path.exists():
         return GenerationOptions()
     values = read_object(path, DEFAULTS)
     known = {f.name for f in fields(GenerationOptions)}
     for key in values:
-        if key not in known and not _is_standard(key):
+        if key not in known and get_close_matches(key, known, 1, 0.85) and not _is_standard(key):
             raise DEFAULTS.fault(path, f"unknown key '{key}'{near(key, known)}")
     ours: dict[str, Any] = {k: v for k, v in values.items() if k in known and v is not None}
     with foreign(path, DEFAULTS):

@@ -27,7 +27,7 @@ STATE, TRAINING = "state.json", "training.safetensors"
 DAMAGED = Remedy(
     CheckpointError, "the checkpoint is damaged: remove it to go on from the one before it"
 )
-SHAPE = {
+SHAPE = {  # of the state of a training run
     "progress": {"step": int},
     "run": dict,
     "identity": {"data": str, "tokenizer": str},
@@ -78,7 +78,7 @@ class Checkpoints:
         """State and training tensors of a checkpoint, checked against the sizes it recorded."""
         place = self.path(step)
         state = read_object(place / STATE, DAMAGED, finite=False)
-        check_shape(state, SHAPE, place / STATE, DAMAGED)
+        check_shape(state, {"sizes": dict}, place / STATE, DAMAGED)
         for name, size in state["sizes"].items():
             found = check_file(place / name, DAMAGED, most=None)
             if found != size:

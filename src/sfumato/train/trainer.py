@@ -23,7 +23,7 @@ from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
 from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.estimates import Estimate, ratio
-from sfumato.files import foreign, read_tensors
+from sfumato.files import check_shape, foreign, read_tensors
 from sfumato.folders import write_model
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pipeline import DiffusionLM
@@ -36,7 +36,7 @@ from sfumato.train.build import (
     build_network,
     build_objective,
 )
-from sfumato.train.checkpoint import DAMAGED, Checkpoints, locked, publish, writing
+from sfumato.train.checkpoint import DAMAGED, SHAPE, STATE, Checkpoints, locked, publish, writing
 from sfumato.train.config import Run
 from sfumato.train.events import (
     Evaluated,
@@ -228,6 +228,7 @@ class Trainer:
             state, training = self.checkpoints.load(steps[-1])
             place = self.checkpoints.path(steps[-1])
             weights = read_tensors(place / "model.safetensors", DAMAGED)
+            check_shape(state, SHAPE, place / STATE, DAMAGED)
             check_finite([*weights.items(), *training.items()], place)
         except CheckpointError:
             if self.run.overwrite and not self._is_written():
