@@ -42,3 +42,18 @@ def ctrl_c_reaches_the_tests():
     """A shell's background jobs are born deaf to it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a command: exit code, standard output, standard error."""
+    from sfumato.cli import main
+
+    def command(*words):
+        monkeypatch.setattr("sys.argv", ["sfumato", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        return caught.value.code or 0, out, err
+
+    return command

@@ -1,12 +1,16 @@
 import io
+import re
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from tiny_lm import tiny_lm
 
-from sfumato.cli.live import FIRST, HAZE, LATEST, colour, frame, paint, printable, watch
+from sfumato.cli.colours import BETWEEN, LEVELS, shade
+from sfumato.cli.live import HAZE, colour, frame, paint, printable, watch
 from sfumato.pages import NOISE
+from sfumato.pipeline import DiffusionLM
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +29,8 @@ def drawn(console: Console) -> str:
 
 
 def test_colours_go_from_the_first_step_to_the_latest():
-    assert colour(1, 9) == "#{:02x}{:02x}{:02x}".format(*FIRST)
-    assert colour(9, 9) == "#{:02x}{:02x}{:02x}".format(*LATEST)
+    assert colour(1, 9) == shade(0, BETWEEN)
+    assert colour(9, 9) == shade(LEVELS, BETWEEN)
     assert len({colour(step, 9) for step in range(1, 10)}) == 9
     assert colour(1, 1) == colour(1, 9)
 
@@ -88,5 +92,77 @@ def test_a_frame_is_no_larger_than_the_screen(lm):
         console = Console(file=io.StringIO(), force_terminal=True, width=60, height=height)
         drawn = frame(lm.reader, page, console).renderables
         assert len(drawn) == lines
-        assert drawn[-1].plain == "step 0, 900 tokens to decide"
+        cut = "" if height == 500 else f"; {lines - 1} of 60 lines"
+        assert drawn[-1].plain == "step 0, 900 tokens to decide" + cut
         assert max(console.measure(line).maximum for line in drawn) <= 60
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A canvas for texts that are longer than a screen."""
+    lm = tiny_lm(max_position_embeddings=512)
+    return DiffusionLM(lm.model, lm.tokenizer, replace(lm.options, canvas=512))
+
+
+def lines_of(lm, page, height, width=40, **more) -> list[str]:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, **more)
+    return [line.plain for line in frame(lm.reader, page, console).renderables]
+
+
+def test_a_text_longer_than_the_screen_scrolls_with_what_is_written(wide):
+    """What is being written is in sight at every step, and the end when all is."""
+    lm = wide
+    pages = list(lm.stream(" ".join(map(str, range(120))), length=90, seed=1, step="left_to_right"))
+    tops = []
+    for page in pages:
+        shown, whole = lines_of(lm, page, 8), lines_of(lm, page, 500)
+        assert len(shown) == 7
+        assert "of" in shown[-1]
+        first = whole.index(shown[0])
+        assert whole[first : first + 6] == shown[:-1]
+        noisy = [n for n, line in enumerate(whole[:-1]) if NOISE in line]
+        assert not noisy or first <= noisy[0] < first + 6
+        tops.append(first)
+    assert tops[0] > 0
+    assert tops[-1] > tops[0]
+    assert lines_of(lm, pages[-1], 8)[:-1] == lines_of(lm, pages[-1], 500)[-7:-1]
+
+
+def test_rows_share_a_small_screen(wide):
+    lm = wide
+    page = next(lm.stream(["A " * 150, "B", "C " * 150], length=5, seed=1))
+    shown = lines_of(lm, page, 11)[:-1]
+    assert len(shown) == 9
+    assert [sum(line.startswith(row) for line in shown) for row in "ABC"] == [4, 1, 4]
+    assert sum(NOISE in line for line in shown) >= 3, "all rows are being written"
+
+
+@pytest.mark.parametrize("width", [100, 50, 40, 12, 1])
+def test_a_frame_fits_a_narrow_terminal(lm, width):
+    page = next(lm.stream(["The fox met", "A caf\u00e9"], length=30, seed=1))
+    assert max(map(len, lines_of(lm, page, 10, width)[:-1])) <= width
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=10)
+    console.print(frame(lm.reader, page, console))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", drawn(console))
+    assert max(map(len, plain.splitlines())) <= width, "the status too"
+
+
+def test_colours_are_left_to_terminals_that_have_them(lm):
+    page = list(lm.stream("The fox", length=6, seed=1, step="margin"))[-1]
+
+    def styles(**more):
+        console = Console(file=io.StringIO(), force_terminal=True, **more)
+        return {str(span.style) for span in paint(lm.reader, page, 0, console).spans}
+
+    assert styles(color_system="truecolor") > {"bold", colour(6, 6)}
+    assert styles(color_system="standard") == {"bold", "underline"}
+    assert styles(color_system="truecolor", no_color=True) == {"bold", "underline"}
+
+
+def test_haze_is_in_characters_that_the_terminal_has(lm):
+    page = next(lm.stream("The fox", length=4, seed=1))
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(file=narrow, force_terminal=True, width=60)
+    console.print(frame(lm.reader, page, console))
+    narrow.flush()
+    assert b" .. .. .. .." in narrow.buffer.getvalue()

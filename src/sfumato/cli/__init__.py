@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sfumato.cli import calibrate, data, doctor, evaluate, generate, train
+from sfumato.cli import calibrate, data, doctor, evaluate, generate, init, train
 from sfumato.cli.output import outlets, tell
 from sfumato.errors import SfumatoError
 
@@ -28,6 +28,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 tokenizer_app.command("train")(data.tokenizer_train)
 app.add_typer(data_app, name="data")
 data_app.command("prepare")(data.data_prepare)
+app.command()(init.init)
 app.command(context_settings=train.SETTINGS)(train.train)
 app.command()(evaluate.evaluate)
 app.command()(calibrate.calibrate)

@@ -100,7 +100,11 @@ def generate(
         typer.echo(json.dumps(facts | lm.finish(last).as_dict(), ensure_ascii=False))
     else:
         _print_texts(lm, last, screen if coloured else None)
-        tell(_told(lm.finish(last), last, seconds, interrupted), "dim")
+        result = lm.finish(last)
+        tell(_told(result, last, seconds, interrupted), "dim")
+        cut = result.finish_reasons.count("canvas")
+        if cut:
+            tell(_cut(cut, len(result.texts), lm.block_size is not None))
     if recorder is not None and showing.html is not None:
         from sfumato.cli.html import write_page
 
@@ -129,7 +133,7 @@ def _print_texts(lm: "DiffusionLM", page: "Page", screen: "Console | None") -> N
         else:
             from sfumato.cli.live import paint
 
-            screen.print(paint(lm.reader, page, row), end="\n\n")
+            screen.print(paint(lm.reader, page, row, screen), end="\n\n")
 
 
 def _told(result: "Generation", page: "Page", seconds: float, interrupted: bool) -> str:
@@ -140,6 +144,13 @@ def _told(result: "Generation", page: "Page", seconds: float, interrupted: bool)
         left = int(page.canvas.noisy.sum())
         return f"interrupted, {left} tokens were left to decide: {told}"
     return told
+
+
+def _cut(count: int, rows: int, slides: bool) -> str:
+    """What is said of texts that have no end."""
+    many = "the text has" if rows == 1 else f"{count} of {rows} texts have"
+    more = "--length N writes on" if slides else "the model has room for no more"
+    return f"{many} no end: the canvas was full; {more}"
 
 
 def _facts(model: str, page: "Page") -> str:

@@ -1,24 +1,25 @@
 """The terminal view of a page while it is written: haze first, then words.
 
 A token has the colour of the step that decided it, from violet (the first) to gold (the latest so
-far); given text is bold; what is still noise is shade.
+far); given text is bold; what is still noise is shade. A terminal of few colours, whose grounds and
+colours nobody can know, marks the latest alone.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from sfumato.cli.colours import BETWEEN, level, shade
 from sfumato.pages import NOISE
 
 if TYPE_CHECKING:
     from sfumato.pages import Page, Reader
 
 HAZE = " " + 2 * NOISE  # one noisy token, about as wide as a short word
-FIRST, LATEST = (140, 110, 240), (240, 190, 70)  # violet, gold
 FRAMES_PER_SECOND = 24
 # what would move the cursor or clear the screen; rich leaves out carriage returns itself
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"}
@@ -26,10 +27,8 @@ CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def colour(step: int, latest: int) -> str:
-    """The colour of a step, from FIRST to LATEST."""
-    share = (step - 1) / max(latest - 1, 1)
-    mixed = (round(a + share * (b - a)) for a, b in zip(FIRST, LATEST, strict=True))
-    return "#" + "".join(f"{value:02x}" for value in mixed)
+    """The colour of a step, from violet to gold; it can be read on black and on white."""
+    return shade(level((step - 1) / max(latest - 1, 1)), BETWEEN)
 
 
 def printable(text: str) -> str:
@@ -37,25 +36,70 @@ def printable(text: str) -> str:
     return text.translate(CONTROLS)
 
 
-def paint(reader: "Reader", page: "Page", row: int) -> Text:
+def haze(console: Console) -> str:
+    """A noisy token, in characters that the console's encoding has."""
+    try:
+        HAZE.encode(console.encoding)
+    except UnicodeEncodeError:
+        return " " + 2 * "."
+    return HAZE
+
+
+def paint(reader: "Reader", page: "Page", row: int, console: Console | None = None) -> Text:
     """One row of a page as styled text, cut where its text ends."""
+    few = console is not None and (
+        console.no_color or console.color_system in (None, "standard", "windows")
+    )
+    noise = HAZE if console is None else haze(console)
     shown = Text(overflow="fold")
     for piece in reader.pieces(page, row, by_step=True):
         if piece.step < 0:
-            shown.append(HAZE * len(piece.tokens), style="dim")
+            shown.append(noise * len(piece.tokens), style="dim")
+        elif piece.step == 0:
+            shown.append(printable(piece.text), "bold")
+        elif few:
+            shown.append(printable(piece.text), "underline" if piece.step == page.step else "")
         else:
-            style = "bold" if piece.step == 0 else colour(piece.step, page.step)
-            shown.append(printable(piece.text), style)
+            shown.append(printable(piece.text), colour(piece.step, page.step))
     return shown
 
 
 def frame(reader: "Reader", page: "Page", console: Console) -> Group:
-    """All rows one under another, as much of them as the screen has room for, and how far it is."""
+    """All rows one under another, and how far they are; where the screen lacks the room, the part
+    of each row that is being written."""
+    room = max(console.height - 2, 1)
     rows = range(len(page.task.rows))
-    lines = [line for row in rows for line in paint(reader, page, row).wrap(console, console.width)]
+    painted = [list(paint(reader, page, r, console).wrap(console, console.width)) for r in rows]
+    shown = _windows(painted, room)
     left = int(page.canvas.noisy.sum())
-    status = Text(f"step {page.step}, {left} tokens to decide", style="dim")
-    return Group(*lines[: max(console.height - 2, 1)], status)
+    status = f"step {page.step}, {left} tokens to decide"
+    total = sum(map(len, painted))
+    if total > len(shown):
+        status += f"; {len(shown)} of {total} lines"
+    return Group(*shown, Text(status, style="dim", overflow="ellipsis", no_wrap=True))
+
+
+def _windows(painted: Sequence[Sequence[Text]], room: int) -> list[Text]:
+    """As many lines as there is room for: of every row an equal share, around its first noise; rows
+    that need less leave it to the others. Of too many rows, the first."""
+    shares = [0] * len(painted)
+    for _ in range(room):  # line by line, to whoever has the fewest
+        wanting = [row for row, lines in enumerate(painted) if shares[row] < len(lines)]
+        if not wanting:
+            break
+        shares[min(wanting, key=lambda row: shares[row])] += 1
+    shown = []
+    for lines, share in zip(painted, shares, strict=True):
+        noisy = (at for at, line in enumerate(lines) if _is_noisy(line))
+        front = next(noisy, len(lines) - 1)
+        # what was just written stays in sight, and some of what comes
+        top = min(max(front - (2 * share) // 3, 0), len(lines) - share)
+        shown += lines[top : top + share]
+    return shown
+
+
+def _is_noisy(line: Text) -> bool:
+    return any(span.style == "dim" for span in line.spans)
 
 
 def watch(reader: "Reader", pages: Iterator["Page"], console: Console) -> Iterator["Page"]:

@@ -15,13 +15,32 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def train(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="A YAML or JSON run file.")],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN [KEY=VALUE]...",
+            help="A YAML or JSON run file, and keys that differ from it. sfumato init writes one.",
+            show_default=False,
+        ),
+    ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="List every key, or those of a section: --keys train.")
+    ] = False,
 ) -> None:
-    """Train a model: sfumato train RUN.yaml train.max_steps=500 ..."""
+    """Train a model: sfumato train RUN.yaml train.max_steps=500 ...
+
+    Sections of keys: data, model, corruption, objective, train, evaluate, samples, log.
+    """
+    if keys:
+        _tell_keys(None if run is None else str(run))
+        return
+    if run is None:
+        raise typer.BadParameter("give a run file; sfumato init DATA writes one", param_hint="RUN")
     with show_status("starting"):
         from accelerate.utils import get_cpu_distributed_information
 
         from sfumato.train import load_run
+        from sfumato.train.stages import stages
         from sfumato.train.trainer import train as events
 
         wanted = load_run(run, context.args)
@@ -32,9 +51,16 @@ def train(
     screen = open_console(quiet=get_cpu_distributed_information().rank != 0)  # of many one prints
     try:
         with Signals() as stop:
-            last = show(events(wanted, stop), screen, wanted.log.logging_steps)
+            last = show(events(wanted, stop), screen, wanted.log.logging_steps, stages(wanted))
     except KeyboardInterrupt:
         tell("interrupted; give the same command again to go on")
         raise typer.Exit(130) from None
     if isinstance(last, Interrupted):
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))  # it may have come to another one
+
+
+def _tell_keys(section: str | None) -> None:
+    from sfumato.cli.keys import sections, told
+
+    for name in sections() if section is None else [section]:
+        typer.echo("\n".join(told(name)))

@@ -5,7 +5,7 @@ Where nobody can see a bar (a file, a pipe), the steps are lines too, one every 
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -62,12 +62,18 @@ class Signals:
         self.number = number
 
 
-def show(events: Iterable[Event], console: Console, every: int) -> Event | None:
-    """Draw a run while it happens; `every`: steps between two lines where there is no bar.
+def show(
+    events: Iterable[Event],
+    console: Console,
+    every: int,
+    changes: Sequence[tuple[int, str]] = (),
+) -> Event | None:
+    """Draw a run while it happens; `every`: steps between two lines where there is no bar;
+    `changes`: after which steps another loss is minimised.
 
     Returns the last event.
     """
-    event, last = None, 0
+    event, last, kinds = None, 0, dict(changes)
     if not is_drawable(console):
         for event in events:
             if isinstance(event, Stepped):
@@ -75,6 +81,7 @@ def show(events: Iterable[Event], console: Console, every: int) -> Event | None:
                     _print(console, Text(f"step {event.step}: {_numbers(event)}"))
             else:
                 _print(console, describe(event))
+            _print(console, _changed(event, kinds))
         return event
     columns = (  # the bar takes the room that the figures leave
         BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -90,7 +97,15 @@ def show(events: Iterable[Event], console: Console, every: int) -> Event | None:
                 words = f"{event.step}/{last}  {_numbers(event)}"
                 bar.update(task, completed=event.step, description=words)
             _print(console, describe(event))
+            _print(console, _changed(event, kinds))
     return event
+
+
+def _changed(event: Event, kinds: Mapping[int, str]) -> Text | None:
+    """What is said where the loss begins to mean something else."""
+    if not isinstance(event, Stepped) or event.step not in kinds:
+        return None
+    return Text(f"step {event.step}: {kinds[event.step]} from now on; the loss is another one")
 
 
 def _print(console: Console, text: Text | None) -> None:

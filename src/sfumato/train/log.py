@@ -15,6 +15,7 @@ from sfumato.errors import MissingExtra, TrainingError
 from sfumato.files import Remedy, read_json_lines
 from sfumato.train.config import Run
 from sfumato.train.events import Stepped
+from sfumato.train.stages import stages
 from sfumato.train.step import Totals
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Metrics:
     """All sinks of a run. Records of steps after `step`, from before a kill, are dropped."""
 
     def __init__(self, run: Run, step: int):
-        self.folder = run.output
+        self.folder, self.stages = run.output, stages(run)
         wanted = run.log.report_to
         self._sinks: list[Sink] = []
         names = ("metrics.jsonl", "samples.jsonl")
@@ -119,7 +120,7 @@ class Metrics:
         """Draw loss.png, if the run asks for it."""
         if self._figure:
             figure = self._figure(figsize=(7, 4), layout="constrained")
-            draw(read_records(self.folder / "metrics.jsonl"), figure)
+            draw(read_records(self.folder / "metrics.jsonl"), figure, self.stages)
             figure.savefig(self.folder / "loss.png", dpi=120)
 
     def close(self) -> None:
@@ -249,13 +250,19 @@ def _figure_class() -> type["Figure"]:
     return Figure
 
 
-def draw(records: Sequence[Record], figure: "Figure") -> None:
-    """Loss and held-out bound over the steps."""
+def draw(
+    records: Sequence[Record], figure: "Figure", changes: Sequence[tuple[int, str]] = ()
+) -> None:
+    """Loss and held-out bound over the steps; a line where another loss begins (`stages`)."""
     axes = figure.subplots()
     for column, style in (("loss", "-"), ("eval_bound", "o-")):
         points = [(record["step"], record[column]) for record in records if column in record]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=column, markersize=3, linewidth=1)
+    for step, kind in changes:
+        axes.axvline(step, color="0.5", linestyle="--", linewidth=1)
+        within = axes.get_xaxis_transform()  # the top of the picture
+        axes.text(step, 1.01, kind, transform=within, fontsize=8, ha="center", va="bottom")
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
     axes.grid(alpha=0.3)
