@@ -17,13 +17,14 @@ CANVASES = (32, 64, 128, 256)  # tokens of a row
 
 def init(
     data: Annotated[Path, typer.Argument(help="Prepared data, as data prepare makes them.")],
-    run: Annotated[
-        Path | None, typer.Argument(help="Run file to write.", show_default="standard output")
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="Run file to write.", show_default="standard output"),
     ] = None,
 ) -> None:
     """Write a run file for your data and device: every key of it, and what it means."""
-    if run is not None and run.exists():
-        raise ConfigError(f"{run} is there already; give a new file")
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} is there already; give a new file")
     with show_status("looking at the data"):
         from sfumato.data.pairs import PreparedPairs, open_data
         from sfumato.devices import find_device
@@ -32,15 +33,15 @@ def init(
         pairs = isinstance(found, PreparedPairs)
         facts = (found.targets if pairs else found).facts
         device = find_device("auto").type
-    text = written(data, facts["splits"]["train"], device, run)
-    if run is None:
+    text = written(data, facts["splits"]["train"], device, out)
+    if out is None:
         typer.echo(text, nl=False)
         return
     try:
-        run.write_text(text, encoding="utf-8")
+        out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write {run}: {error.strerror}; give another place") from None
-    typer.echo(f"{run}: now sfumato train {run}")
+        raise ConfigError(f"cannot write {out}: {error.strerror}; give another place") from None
+    typer.echo(f"{out}: now sfumato train {out}")
 
 
 def written(data: Path, train: Mapping[str, Any], device: str, run: Path | None) -> str:
