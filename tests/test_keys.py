@@ -11,7 +11,7 @@ from sfumato.cli.init import written
 from sfumato.cli.keys import keys_of, names_of, sections, told
 from sfumato.cli.train import train
 from sfumato.errors import ConfigError
-from sfumato.models.transformer import SIZES
+from sfumato.models.config import SIZES
 from sfumato.objectives import SELECTIONS, WEIGHTS
 from sfumato.schedules import SCHEDULES
 from sfumato.train import load_run

@@ -69,7 +69,7 @@ def keys_of(name: str) -> list[Key]:
 
 def names_of(key: str) -> str:
     """What may stand for a name in some keys, with the options of each; else nothing."""
-    from sfumato.models.transformer import SIZES
+    from sfumato.models.config import SIZES
     from sfumato.objectives import SELECTIONS, WEIGHTS
     from sfumato.schedules import SCHEDULES
 
