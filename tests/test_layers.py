@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Each imports what is above it, or before it in its line.
 LAYERS = """
 errors arguments files tensors estimates rng types devices
-schedules filters logits json_schema grammar lattice
+schedules filters logits dfa regular patterns json_text json_layout json_schema utf8 grammar lattice
 corruption models data
 denoisers guidance readers approximate
 objectives continuous steps revising constrained

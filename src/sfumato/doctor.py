@@ -21,7 +21,6 @@ EXTRAS = {
     "matplotlib": ("plots", "the loss curve and calibrations as pictures"),
     "tensorboard": ("track", "logging to TensorBoard"),
     "wandb": ("wandb", "logging to Weights & Biases"),
-    "outlines_core": ("grammar", "--regex, --json-schema and --choices"),
     "gguf": ("gguf", "reading a judge model from a .gguf file"),
 }
 

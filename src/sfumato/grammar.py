@@ -1,87 +1,93 @@
-"""Regular languages over tokens: which sequences spell a text that a pattern accepts.
+"""Grammars: which texts are allowed, and which sequences of tokens spell them.
 
-A regular expression becomes an automaton over bytes, and that, for a vocabulary, one over tokens.
-A token is its bytes, so it may be part of a character. Tokens that lead from every state to the
-same states are one class, and arithmetic is over classes: for a JSON schema there are some
-hundred, whatever the size of the vocabulary.
+A regular expression, a JSON schema or a list of texts becomes an automaton over characters, that
+one over bytes, and that, for a vocabulary, one over tokens. A token is its bytes, so it may be part
+of a character. Tokens that lead from every state to the same states are one class, and arithmetic
+is over classes: for a JSON schema there are some hundred, whatever the size of the vocabulary.
 
 Letters: Q states, V tokens, C classes, E edges (pairs of states that some class connects), S sets
 (of classes that connect a pair; many pairs have the same).
 """
 
-import re
+import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.errors import ConfigError, MissingExtra, told
-from sfumato.json_schema import literal, schema_regex, unanchored
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from sfumato.dfa import BUDGET, NOWHERE, Bools, Budget, Dfa, Ints, Moves, texts_of, unique_rows
+from sfumato.errors import ConfigError
+from sfumato.json_schema import schema_automaton
+from sfumato.json_text import words
+from sfumato.patterns import read_pattern
+from sfumato.regular import automaton
+from sfumato.utf8 import byte_table
 
 LARGEST = 2**26  # entries of a table: 256 MB of int32
-ASCII = {r"\d": "[0-9]", r"\w": "[0-9A-Za-z_]", r"\s": r"[ \t\n\r\f\v]"}
-STOP = "\U0010ffff"  # no character
+LONGEST = 100_000  # characters of a regular expression
 SPACED = 1  # the state of an automaton before a space and then a text
-NOWHERE = -1  # where a class that a state does not allow leads
 
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
-    """A pattern that whole texts match, as an automaton over bytes."""
+    """A language of whole texts."""
 
-    table: Ints  # [Q, 256] the next state, or NOWHERE
-    final: Bools  # [Q]; state 0 is the first
+    characters: Dfa
+    budget: Budget = BUDGET
 
     @classmethod
-    def regex(cls, pattern: str) -> "Grammar":
-        """All of a text matches the pattern, in the syntax of Rust's `regex`: no look-around.
-
-        \\d, \\w and \\s are ASCII, so that what matches does so by any other library too.
-        """
+    def regex(cls, pattern: str, budget: Budget = BUDGET) -> "Grammar":
+        """All of a text matches the pattern; `patterns.py` says what may be in one."""
         if not isinstance(pattern, str):
             raise ConfigError(f"a regular expression is a string, got {pattern!r}")
-        return cls(*_smallest(*_byte_automaton(_plain(unanchored(pattern)))))
+        if len(pattern) > LONGEST:
+            raise ConfigError(
+                f"the regular expression has {len(pattern):,} characters, more than {LONGEST:,}; "
+                "many texts are better given as choices"
+            )
+        return _of_regex(pattern, budget)
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, Any] | str) -> "Grammar":
+    def json_schema(
+        cls, schema: Mapping[str, Any] | bool | str, budget: Budget = BUDGET
+    ) -> "Grammar":
         """JSON that is valid under a schema; see `json_schema.py` for what it may ask for."""
-        return cls.regex(schema_regex(schema, fits))
+        if isinstance(schema, str):
+            return _of_schema(schema, budget)
+        try:
+            text = json.dumps(schema)
+            known = json.loads(text) == schema
+        except (TypeError, ValueError, RecursionError):
+            known, text = False, ""
+        if known:
+            return _of_schema(text, budget)
+        return cls(schema_automaton(schema, budget), budget)  # which says what is no JSON in it
 
     @classmethod
-    def choices(cls, choices: Sequence[str]) -> "Grammar":
+    def choices(cls, choices: Sequence[str], budget: Budget = BUDGET) -> "Grammar":
         """One of these texts."""
         if isinstance(choices, str) or not all(isinstance(one, str) for one in choices):
             raise ConfigError(f"choices must be a list of texts, got {choices!r}")
         if not choices:
             raise ConfigError("no choices; give at least one text")
-        return cls.regex("|".join(map(literal, choices)))
+        for one in choices:
+            if any(0xD800 <= ord(sign) <= 0xDFFF for sign in one):
+                raise ConfigError(f"the choice {one!r} has half a character; give whole ones")
+        return cls(words(choices, "the list of choices", budget), budget)
 
     def texts(self, most: int) -> list[str] | None:
-        """All texts, shorter beginnings first; None where there are more than `most`."""
-        ways = np.zeros((len(self.table), len(self.table)), dtype=np.bool_)
-        states, letters = (self.table != NOWHERE).nonzero()
-        ways[states, self.table[states, letters]] = True
-        useful = _closure(ways.T, self.final)
-        found: list[str] = []
-        pending = [(0, b"")]
-        while pending:
-            state, text = pending.pop()
-            if self.final[state]:
-                found.append(text.decode())
-                if len(found) > most:
-                    return None
-            row = self.table[state]
-            ahead = (row != NOWHERE).nonzero()[0]
-            pending += [(int(row[b]), text + bytes([b])) for b in ahead[::-1] if useful[row[b]]]
-            if len(pending) > LARGEST:
-                return None
-        return found
+        """All texts; None where there are more than `most`."""
+        return texts_of(self.characters, most)
+
+    @cached_property
+    def moves(self) -> tuple[Ints, Bools]:
+        """The automaton over bytes: [Q, 256] the next state, or NOWHERE; and final states."""
+        table, final = byte_table(self.characters)
+        self.budget.check(len(table), "the grammar, in bytes,")
+        return table, final
 
     def over(
         self,
@@ -98,11 +104,12 @@ class Grammar:
         before a space and then a text: a space that is given may be left to the token behind it.
         """
         words = [None if token in never else word for token, word in enumerate(words)]
+        table, final = self.moves
         space = np.full((1, 256), NOWHERE)
         space[0, ord(" ")] = 0
-        table = np.vstack((self.table[:1], space, self.table[1:]))
+        table = np.vstack((table[:1], space, table[1:]))
         table[table > 0] += 1
-        final = np.insert(self.final, 1, False)
+        final = np.insert(final, 1, False)
         columns, classes = _columns(table, words)
         if end is not None and end not in never:
             later = (set(range(len(words))) if after is None else after) - never
@@ -111,79 +118,18 @@ class Grammar:
         return Automaton.trimmed(columns.T, classes, final)
 
 
-def _plain(pattern: str) -> str:
-    """\\d, \\w and \\s spelt out: libraries differ in what they are beyond ASCII."""
-    return re.sub(r"\\.", lambda found: ASCII.get(found[0], found[0]), pattern, flags=re.DOTALL)
+@lru_cache(maxsize=16)
+def _of_regex(pattern: str, budget: Budget) -> Grammar:
+    shown = pattern if len(pattern) <= 60 else pattern[:57] + "..."
+    found = automaton(read_pattern(pattern), f"the regular expression {shown!r}", budget)
+    if found.empty:
+        raise ConfigError(f"no text matches the regular expression {shown!r}")
+    return Grammar(found, budget)
 
 
-def _byte_automaton(pattern: str) -> tuple[Ints, Bools]:
-    """States and moves of the library's automaton, which stops looking once a text has matched:
-    of `a|ab` it knows the first. So a stop, which is in no text, is put behind every text."""
-    _index(pattern)  # its own mistakes: with what is put around it, it could be another pattern
-    index = _index(f"(?:{pattern})\\x{{{ord(STOP):x}}}")
-    moves = index.get_transitions()
-    names = list(dict.fromkeys([index.get_initial_state(), *moves, *index.get_final_states()]))
-    number = {name: n for n, name in enumerate(names)}
-    table = np.full((len(names), 256), NOWHERE)
-    for name, row in moves.items():
-        found = [(byte, number[to]) for byte, to in row.items() if byte < 256]
-        if found:
-            table[number[name], [byte for byte, _ in found]] = [to for _, to in found]
-    stopped = np.array([number[name] for name in index.get_final_states()])
-    final = np.arange(len(table))
-    for byte in STOP.encode():
-        final = np.where(final == NOWHERE, NOWHERE, table[final, byte])
-    return np.where(np.isin(table, stopped), NOWHERE, table), np.isin(final, stopped)
-
-
-def _index(pattern: str) -> Any:
-    try:
-        from outlines_core import Index, Vocabulary
-    except ImportError:
-        raise MissingExtra("outlines_core", "grammar", "a grammar") from None
-    end = 256  # the library wants an end token
-    alphabet = Vocabulary(end, {bytes([byte]): [byte] for byte in range(end)})  # type: ignore[arg-type]
-    try:
-        return Index(pattern, alphabet)
-    except (ValueError, UnicodeEncodeError) as error:
-        reason = told(error)
-        if "no transitions" in reason:
-            raise ConfigError(f"no text matches the regular expression {pattern!r}") from None
-        raise ConfigError(
-            f"cannot use the regular expression {pattern!r}: {reason}; look-around, "
-            "back references, Unicode word boundaries and anchors inside are not regular"
-        ) from None
-
-
-def _smallest(table: Ints, final: Bools) -> tuple[Ints, Bools]:
-    """States that accept the same texts become one (Moore's refinement); the first stays 0."""
-    letters = np.unique(table, axis=1)  # bytes that do the same
-    group = final.astype(np.int64)
-    count = 0
-    while count != (count := int(group.max()) + 1):
-        ahead = np.where(letters == NOWHERE, NOWHERE, group[letters])
-        group = np.unique(np.column_stack((group, ahead)), axis=0, return_inverse=True)[1].ravel()
-    first = np.unique(group, return_index=True)[1]
-    order = np.argsort(first)  # by first appearance, so that state 0 is in group 0
-    rank = np.argsort(order)
-    ahead = np.where(table == NOWHERE, NOWHERE, rank[group[table]])
-    return ahead[first[order]], final[first[order]]
-
-
-def fits(inner: str, outer: str) -> bool:
-    """Whether every text that matches one pattern matches the other."""
-    one, other = Grammar.regex(inner), Grammar.regex(outer)
-    seen, pending = {(0, 0)}, [(0, 0)]
-    while pending:
-        a, b = pending.pop()
-        if one.final[a] and (b == NOWHERE or not other.final[b]):
-            return False
-        for byte in (one.table[a] != NOWHERE).nonzero()[0]:
-            pair = (int(one.table[a, byte]), NOWHERE if b == NOWHERE else int(other.table[b, byte]))
-            if pair not in seen:
-                seen.add(pair)
-                pending.append(pair)
-    return True
+@lru_cache(maxsize=16)
+def _of_schema(schema: str, budget: Budget) -> Grammar:
+    return Grammar(schema_automaton(schema, budget), budget)
 
 
 def _columns(table: Ints, words: Sequence[bytes | None]) -> tuple[Ints, Ints]:
@@ -192,9 +138,11 @@ def _columns(table: Ints, words: Sequence[bytes | None]) -> tuple[Ints, Ints]:
     Token by token, byte after byte, but tokens that have led to the same so far go together.
     """
     count = len(table)
-    letters, letter = np.unique(table, axis=1, return_inverse=True)
-    letter = letter.ravel()
-    down = np.vstack((letters, np.full((1, letters.shape[1]), NOWHERE)))  # NOWHERE is its last row
+    first, letter = unique_rows(table.T)
+    letters = table[:, first].astype(np.int32)
+    down = np.vstack(
+        (letters, np.full((1, letters.shape[1]), NOWHERE, np.int32))
+    )  # NOWHERE is its last row
     lengths = np.array([len(word) if word else 0 for word in words])
     spelt = np.zeros((len(words), max(int(lengths.max(initial=0)), 1)), dtype=np.int64)
     for token, word in enumerate(words):
@@ -202,7 +150,7 @@ def _columns(table: Ints, words: Sequence[bytes | None]) -> tuple[Ints, Ints]:
             spelt[token, : len(word)] = np.frombuffer(word, np.uint8)
     columns = np.arange(count)[None]
     classes = np.where(lengths > 0, 0, NOWHERE)
-    done: list[Ints] = []
+    done: list[NDArray[np.int32]] = []
     result = np.full(len(words), NOWHERE)
     total = 0
     for place in range(spelt.shape[1]):
@@ -216,17 +164,18 @@ def _columns(table: Ints, words: Sequence[bytes | None]) -> tuple[Ints, Ints]:
                 "bound what repeats, or say it in a simpler way"
             )
         columns = down[columns[before], by[:, None]]
-        columns, merged = np.unique(columns, axis=0, return_inverse=True)
+        first, merged = unique_rows(columns)
+        columns = columns[first]
         useful = (columns != NOWHERE).any(1)
         renamed = np.where(useful, np.cumsum(useful) - 1, NOWHERE)
         classes = np.full(len(words), NOWHERE)
-        classes[alive] = renamed[merged.ravel()[which.ravel()]]
+        classes[alive] = renamed[merged[which.ravel()]]
         columns = columns[useful]
         ready = (classes != NOWHERE) & (lengths == place + 1)
         result[ready] = classes[ready] + total
         done.append(columns)
         total += len(columns)
-    return np.vstack(done), result
+    return np.vstack(done).astype(np.int64), result
 
 
 def _with_end(
@@ -257,17 +206,17 @@ class Automaton:
     @classmethod
     def trimmed(cls, table: Ints, classes: Ints, final: Bools) -> "Automaton":
         """Only what is useful of a table; the two first states stay, also where nothing is."""
-        ways = np.zeros((len(table), len(table)), dtype=np.bool_)
         source, label = (table != NOWHERE).nonzero()
-        ways[source, table[source, label]] = True
-        forward = _closure(ways, np.arange(len(table)) <= SPACED)
-        useful = forward & _closure(ways.T, final)
+        target = table[source, label]
+        useful = Moves.of(source, target, len(table)).reached(np.arange(SPACED + 1))
+        useful &= Moves.of(target, source, len(table)).reached(final.nonzero()[0])
         useful[: SPACED + 1] = True
         renamed = np.append(np.where(useful, np.cumsum(useful) - 1, NOWHERE), NOWHERE)
         table = renamed[table[useful]]
         present = np.isin(np.arange(table.shape[1]), classes)
-        kept, merged = np.unique(table, axis=1, return_inverse=True)
-        merged = np.where(present, merged.ravel(), NOWHERE)
+        first, merged = unique_rows(table.T)
+        kept = table[:, first]
+        merged = np.where(present, merged, NOWHERE)
         live = (kept != NOWHERE).any(0) & np.isin(np.arange(kept.shape[1]), merged)
         rank = np.append(np.where(live, np.cumsum(live) - 1, NOWHERE), NOWHERE)
         classes = np.where(classes == NOWHERE, NOWHERE, rank[merged[classes]])
@@ -318,15 +267,6 @@ class Automaton:
             if len(ahead):
                 now[edges.sources] = np.logical_or.reduceat(ahead, edges.source_start)
         return found
-
-
-def _closure(ways: Bools, start: Bools) -> Bools:
-    """The states that can be reached from some, these included: ways [Q, Q]."""
-    reached = frontier = start
-    while frontier.any():
-        frontier = ways[frontier].any(0) & ~reached
-        reached = reached | frontier
-    return reached
 
 
 @dataclass(frozen=True, eq=False)

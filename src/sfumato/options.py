@@ -16,6 +16,7 @@ from pydantic import Field
 from sfumato.arguments import Count, Numbers, Seed, check_fields, numbers
 from sfumato.corruption import Corruption, Masked
 from sfumato.devices import Precision
+from sfumato.dfa import BUDGET, Budget
 from sfumato.errors import CheckpointError, ConfigError, near
 from sfumato.files import Remedy, foreign, read_object
 from sfumato.filters import (
@@ -123,7 +124,9 @@ ALIASES = {
 _ANY = Masked(2, 1)  # any corruption
 Layout = Literal["packed", "padded"]
 Guidance = Annotated[float, Field(ge=0, le=1e4)]
-Schema = Annotated[Mapping[str, Any] | str, Field(title="a JSON schema, as a mapping or as text")]
+Schema = Annotated[
+    Mapping[str, Any] | bool | str, Field(title="a JSON schema, as a mapping or as text")
+]
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class GenerationOptions:
     regex: str | None = None  # all of the new text, and of every gap, matches it
     json_schema: Schema | None = None  # ... is JSON that is valid under it
     choices: tuple[str, ...] | None = None  # ... is one of these
+    grammar_states: Count = BUDGET.states  # that any of them may need, at most
     seed: Seed | None = None  # None: another text every time
     precision: Precision = "auto"  # of the network: or what the device multiplies fastest
     torch_compile: bool = False  # one text at a time, of a model with an exact cache: faster passes
@@ -310,11 +314,12 @@ class GenerationOptions:
 
     def grammar(self) -> Grammar | None:
         """What all new text must match, if there is anything."""
+        budget = Budget(self.grammar_states)
         if self.regex is not None:
-            return Grammar.regex(self.regex)
+            return Grammar.regex(self.regex, budget)
         if self.json_schema is not None:
-            return Grammar.json_schema(self.json_schema)
-        return None if self.choices is None else Grammar.choices(self.choices)
+            return Grammar.json_schema(self.json_schema, budget)
+        return None if self.choices is None else Grammar.choices(self.choices, budget)
 
     def filters(self, never: tuple[int, ...]) -> tuple[Filter, ...]:
         """The filters in their order; `never` are ids that text must not contain."""

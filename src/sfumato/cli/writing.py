@@ -88,6 +88,9 @@ class Writing:
     choices: Annotated[
         list[str] | None, typer.Option("--choices", help="It is this text or another; repeatable.")
     ] = None
+    grammar_states: Annotated[
+        int | None, typer.Option(help="States that any of these may need; more take more time.")
+    ] = None
 
     def changes(self) -> dict[str, Any]:
         """Those that were given, as `GenerationOptions` have them."""
