@@ -215,7 +215,11 @@ def discrete(
 
 @dataclass(frozen=True)
 class _StepOf:
-    """One of T equal steps from t to s; the sum over them is T times their mean."""
+    """One of T equal steps from t to s; the sum over them is T times their mean.
+
+    One token of a row is masked for certain, which `sfumato.continuous` explains: of n p masked
+    ones on average, rows with k come k / (n p) times as often as they should.
+    """
 
     schedule: Schedule
     num_steps: int
@@ -225,8 +229,11 @@ class _StepOf:
         place = (u * self.num_steps).floor().clamp_max(self.num_steps - 1)
         s, t = place / self.num_steps, (place + 1) / self.num_steps
         masked = (1 - self.schedule.alpha(t)) / (1 - self.schedule.alpha(torch.ones_like(t)))
-        noisy = (rng.uniform(batch.tokens.shape[1]) >= 1 - masked[:, None]) & batch.trainable
-        return Draw(noisy, self.num_steps * reveal_rate(self.schedule, t, s), t)
+        length, trainable = batch.tokens.shape[1], batch.trainable
+        first = rng.fold(0).uniform(length).masked_fill(~trainable, 2.0).argmin(1, keepdim=True)
+        noisy = (rng.uniform(length) >= 1 - masked[:, None]).scatter(1, first, True) & trainable
+        often = noisy.sum(1).clamp_min(1) / (trainable.sum(1) * masked).clamp_min(1e-300)
+        return Draw(noisy, self.num_steps * reveal_rate(self.schedule, t, s) / often, t)
 
 
 @dataclass(frozen=True)
