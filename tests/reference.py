@@ -1,6 +1,8 @@
 """Slow, dense, obviously right: what fast code is compared with. Written apart from it, in numpy
 float64 and loops, from the papers' equations."""
 
+from decimal import Decimal, localcontext
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,3 +102,33 @@ def top_p(logits: Array, p: float) -> list[int]:
         kept.append(i)
         held += weights[i]
     return sorted(kept)
+
+
+def chances(logits: list[float]) -> list[Decimal]:
+    """Probabilities to 200 digits, so that nothing is near enough to 1 to be lost."""
+    with localcontext(prec=200):
+        weights = [Decimal(x).exp() for x in logits]
+        return [weight / sum(weights) for weight in weights]
+
+
+def log_odds(logits: list[float], token: int | None = None) -> Decimal:
+    with localcontext(prec=200):
+        probs = chances(logits)
+        p = max(probs) if token is None else probs[token]
+        return (p / (1 - p)).ln()
+
+
+def lead_odds(logits: list[float]) -> Decimal:
+    with localcontext(prec=200):
+        second, first = sorted(chances(logits))[-2:]
+        return ((first - second) / (1 - first + second)).ln()
+
+
+def entropy(logits: list[float]) -> Decimal:
+    with localcontext(prec=200):
+        return -sum((p * p.ln() for p in chances(logits)), Decimal(0))
+
+
+def surest(scores: list[Decimal], count: int) -> list[int]:
+    """The places of the `count` highest scores; of equals, those on the left."""
+    return sorted(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count])

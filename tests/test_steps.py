@@ -1,12 +1,17 @@
 import itertools
+from decimal import localcontext
 
 import pytest
+import reference
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference import even_split
 from worlds import MASK, World
 
 from sfumato.corruption import Hybrid, Masked, Uniform
 from sfumato.errors import ConfigError
+from sfumato.filters import Temperature
 from sfumato.generate import blank, generate
 from sfumato.logits import entropies
 from sfumato.rng import Rng
@@ -229,6 +234,49 @@ def test_sure_positions_are_decided_first(step, ranking):
         chosen(step, (1.0, 0.75), noisy=(True, True, True, False))
         == [place for place in ranking if place != 3][:1]
     )
+
+
+NEAR_1 = [  # rule, its score in exact arithmetic
+    (TopProbability(LINEAR), reference.log_odds),
+    (Threshold(LINEAR, 1.0), reference.log_odds),
+    (Factor(LINEAR, 1e-300), reference.log_odds),
+    (Margin(LINEAR), reference.lead_odds),
+    (LowEntropy(LINEAR), lambda row: -reference.entropy(row)),
+    (EntropyBound(LINEAR, 0.0), lambda row: -reference.entropy(row)),
+    (TopConfidence(LINEAR), reference.log_odds),
+    (Klass(LINEAR, level=1.0), reference.log_odds),
+]
+
+
+@pytest.mark.parametrize(("step", "score"), NEAR_1, ids=lambda each: repr(each)[:20])
+@given(
+    st.lists(
+        st.lists(st.integers(0, 60 * 64).map(lambda n: n / 64), min_size=4, max_size=4),
+        min_size=3,
+        max_size=6,
+    ),
+    st.integers(0, 23),
+    st.integers(-64, 64),
+)
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_positions_of_which_a_model_is_all_but_certain_are_ranked_exactly(
+    step, score, table, order, shift
+):
+    """As by a reference that loses nothing, whatever the order of the vocabulary and the origin of
+    the logits; ties by position."""
+    logits = torch.tensor([[*law, -torch.inf] for law in table])  # the last is the mask
+    with localcontext(prec=9):  # a law whose tail is in no float64 is as one without
+        exact = [+score(law) for law in table]
+    tokens = torch.full((1, len(table)), 4)
+    canvas = Canvas(tokens, tokens == 4, tokens != 4)
+    permuted = logits[:, [*list(itertools.permutations(range(4)))[order], 4]] + shift
+    for count in range(1, len(table) + 1):
+        t, s = torch.tensor([[1.0], [1 - count / len(table)]], dtype=torch.float64)
+        for said in (logits, permuted):
+            sharp = Sharp(said, canvas.noisy, canvas, (Temperature(0.0),))
+            new = step(canvas, canvas.noisy, said, sharp, t, s, Rng.from_seed(0))
+            decided = (~new.noisy[0]).nonzero()[:, 0].tolist()
+            assert decided == reference.surest(exact, count)
 
 
 def test_threshold_decides_all_that_reach_it_and_at_least_the_share():

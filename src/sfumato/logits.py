@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato.errors import ConfigError
 
 CHUNK = 2**20  # logits that are looked at together: 4 MB of float32
+NARROW = 2**16  # the same in float64, so that a core's own cache holds them
 GROUP = 64  # tokens whose probabilities are summed up before one among them is drawn
 
 
@@ -63,10 +64,12 @@ def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return index[:, 0], into[:, 0]
 
 
-def _in_chunks(compute: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
+def _in_chunks(
+    compute: Callable[..., Tensor], logits: Tensor, *others: Tensor, size: int = CHUNK
+) -> Tensor:
     """`compute` over some rows of logits [N, V] (and others [N, ...]) at a time: on a CPU, fresh
     memory for all of them would cost more than the arithmetic."""
-    rows = max(1, CHUNK // logits.shape[-1])
+    rows = max(1, size // logits.shape[-1])
     if len(logits) <= rows:
         return compute(logits, *others)
     split = (x.split(rows) for x in (logits, *others))
@@ -87,21 +90,57 @@ def probability_of(tokens: Tensor, logits: Tensor) -> Tensor:
     return _in_chunks(compute, logits.float(), tokens)
 
 
-def margins(logits: Tensor) -> Tensor:
-    """By how much the most likely token of each row of logits is likelier than the next, [N]."""
+# --- how sure: scores that rules rank positions by ---
+#
+# Probabilities end at 1: many positions of a confident model are there in float32, and which of
+# them is ahead would be the chance of rounding. So these are log odds in float64, of sums that
+# leave out the token in question, and rounded where the order of a sum may show: what is equal
+# otherwise counts as equal.
+
+
+def log_odds(logits: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """log(p / (1 - p)) of tokens [N] (None: of the most likely) by logits [N, V]: [N] float64."""
+
+    def compute(part: Tensor, ids: Tensor | None = None) -> Tensor:
+        own = part.to(torch.float64, copy=True)
+        best, at = own.max(-1, keepdim=True)
+        at = at if ids is None else ids[:, None]
+        ahead = own.gather(1, at) - best
+        others = own.sub_(best).exp_().scatter_(1, at, 0.0).sum(-1)
+        return _rounded(ahead[:, 0] - others.log())
+
+    given = () if tokens is None else (tokens,)
+    return _in_chunks(compute, logits, *given, size=NARROW)
+
+
+def lead_odds(logits: Tensor) -> Tensor:
+    """log(m / (1 - m)) of the margin m by which the most likely token is likelier than the next,
+    by logits [N, V]: [N] float64."""
 
     def compute(part: Tensor) -> Tensor:
-        best = part.topk(2, dim=-1).values.sub(part.logsumexp(-1, keepdim=True)).exp()
-        return best[:, 0] - best[:, 1]
+        own = part.to(torch.float64, copy=True)
+        best, at = own.max(-1, keepdim=True)
+        others = own.sub_(best).exp_().scatter_(1, at, 0.0)
+        second = others.amax(-1)
+        return _rounded((1 - second).log() - (others.sum(-1) + second).log())
 
-    return _in_chunks(compute, logits.float())
+    return _in_chunks(compute, logits, size=NARROW)
 
 
 def entropies(logits: Tensor) -> Tensor:
-    """Entropy of each row of logits in nats, [N]."""
+    """Entropy of each row of logits [N, V] in nats, [N] float64: a sum without differences."""
 
     def compute(part: Tensor) -> Tensor:
-        logp = part.log_softmax(-1)
-        return -(logp.exp() * logp.clamp_min(-1e30)).sum(-1)
+        own = part.to(torch.float64, copy=True)
+        best, at = own.max(-1, keepdim=True)
+        weights = own.sub_(best).exp().scatter_(1, at, 0.0)
+        others = weights.sum(-1)
+        away = weights.mul_(own.clamp_min_(-1e30)).sum(-1)
+        return _rounded(others.log1p() - away / (1 + others))
 
-    return _in_chunks(compute, logits.float())
+    return _in_chunks(compute, logits, size=NARROW)
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    """float64 to 32 binary digits after the first."""
+    return ((scores.view(torch.int64) + 2**19) & -(2**20)).view(torch.float64)

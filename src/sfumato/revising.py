@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.arguments import PositiveShare, Share, check_fields
 from sfumato.errors import ConfigError
-from sfumato.logits import confidences, probability_of
+from sfumato.logits import log_odds, probability_of
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule
 from sfumato.steps import (
@@ -21,6 +21,7 @@ from sfumato.steps import (
     commit,
     draw_at,
     highest,
+    odds_of,
     spread,
 )
 from sfumato.types import Canvas, Sharp
@@ -240,16 +241,16 @@ class Wino:
         rng: Rng,
     ) -> Canvas:
         tokens = draw_at(canvas, canvas.noisy & where, sharp, rng)
-        scores = spread(confidences(logits), where, 0.0)
+        scores = spread(log_odds(logits), where, -torch.inf)
         left = canvas.noisy.sum(1)
         cap = (0.7 * left).long().clamp(5, 20)
-        sure = (canvas.noisy & (scores > self.draft)).sum(1)
+        sure = (canvas.noisy & (scores > odds_of(self.draft))).sum(1)
         count = torch.where(s <= 0, left, sure.minimum(cap).clamp_min(1)).minimum(left)
         chosen = highest(scores, canvas.noisy, count)
-        standing = spread(probability_of(canvas.tokens[where], logits), where, 1.0)
+        standing = spread(log_odds(logits, canvas.tokens[where]), where, torch.inf)
         decided = where & ~canvas.noisy
         room = torch.where(s <= 0, 0, (count - 1).clamp_min(0))
-        back = highest(-standing, decided & (standing < self.verify), room)
+        back = highest(-standing, decided & (standing < odds_of(self.verify)), room)
         new = commit(canvas, chosen, tokens)
         return replace(
             new, tokens=new.tokens.masked_fill(back, self.mask_id), noisy=new.noisy | back

@@ -12,22 +12,23 @@ Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B].
 `logits`, tokens are drawn from `sharp`, the same after temperature, top-k and the like.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from sfumato.arguments import Count, Positive, check_fields
 from sfumato.corruption import Corruption
 from sfumato.logits import (
-    confidences,
     draw_tokens,
     entropies,
-    margins,
+    lead_odds,
+    log_odds,
     most_likely,
-    probability_of,
 )
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
@@ -62,6 +63,11 @@ def highest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
     places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     rank = torch.empty_like(order).scatter(1, order, places)
     return (rank < count[:, None]) & among
+
+
+def odds_of(probability: float) -> float:
+    """The log odds of a probability."""
+    return math.inf if probability == 1 else math.log(probability) - math.log1p(-probability)
 
 
 def commit(canvas: Canvas, chosen: Tensor, tokens: Tensor) -> Canvas:
@@ -255,10 +261,8 @@ class TopConfidence:
         rng: Rng,
     ) -> Canvas:
         tokens = draw_at(canvas, where, sharp, rng)
-        drawn = probability_of(tokens[where], logits)
-        chosen = highest(
-            spread(drawn, where, 0.0), canvas.noisy, quota(canvas, self.schedule, t, s)
-        )
+        scores = spread(log_odds(logits, tokens[where]), where, -torch.inf)
+        chosen = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
         return commit(canvas, chosen, tokens)
 
 
@@ -271,7 +275,7 @@ class TopProbability:
     wanted = _all_noisy
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(confidences(logits), where, 0.0)
+        scores = spread(log_odds(logits), where, -torch.inf)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
     __call__ = _decide
@@ -286,7 +290,7 @@ class Margin:
     wanted = _all_noisy
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(margins(logits), where, 0.0)
+        scores = spread(lead_odds(logits), where, -torch.inf)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
     __call__ = _decide
@@ -323,9 +327,9 @@ class Threshold:
         check_fields(self, level="threshold level")
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(confidences(logits), where, 0.0)
+        scores = spread(log_odds(logits), where, -torch.inf)
         share = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
-        return share | (canvas.noisy & (scores >= self.level))
+        return share | (canvas.noisy & (scores >= odds_of(self.level)))
 
     __call__ = _decide
 
@@ -344,10 +348,10 @@ class Factor:
         check_fields(self)
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(confidences(logits), where, 0.0).masked_fill(~canvas.noisy, -1)
-        ordered = scores.sort(1, descending=True).values
+        scores = spread(log_odds(logits), where, -torch.inf)
+        doubt = scores.neg().sigmoid().masked_fill(~canvas.noisy, torch.inf).sort(1).values
         number = torch.arange(1, scores.shape[1] + 1, device=scores.device)
-        allowed = ((number + 1) * (1 - ordered) < self.factor) & (ordered >= 0)
+        allowed = (number + 1) * doubt < self.factor
         most = torch.where(allowed, number, 0).amax(1)
         count = torch.maximum(most, quota(canvas, self.schedule, t, s))
         return highest(scores, canvas.noisy, count)
@@ -375,10 +379,11 @@ class EntropyBound:
         return self.gamma == 0
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        entropy = spread(entropies(logits), where, 0.0).double()
+        entropy = spread(entropies(logits), where, torch.inf)
         ordered = entropy.masked_fill(~canvas.noisy, torch.inf).sort(1).values
-        finite = torch.where(ordered.isinf(), 0.0, ordered)
-        error = finite.cumsum(1) - finite  # ascending, so the current one is the largest
+        error = F.pad(
+            ordered[:, :-1].cumsum(1), (1, 0)
+        )  # ascending: the current one is the largest
         within = (error <= self.gamma) & ~ordered.isinf()
         count = torch.maximum(within.sum(1), quota(canvas, self.schedule, t, s))
         return highest(-entropy, canvas.noisy, count)
@@ -417,8 +422,8 @@ class Klass:
             before = canvas.memory["logp"][where]
             moved = (logp.exp() * (logp - before).nan_to_num(0.0, posinf=30, neginf=-30)).sum(-1)
             calm[where] = torch.where(moved < self.eps, canvas.memory["calm"][where] + 1, 0)
-        scores = spread(logp.amax(-1).exp(), where, 0.0)
-        stable = canvas.noisy & (calm >= self.patience) & (scores > self.level)
+        scores = spread(log_odds(logits), where, -torch.inf)
+        stable = canvas.noisy & (calm >= self.patience) & (scores > odds_of(self.level))
         share = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
         chosen = stable | share
         memory = torch.zeros((*canvas.tokens.shape, logp.shape[-1]), device=logp.device)
