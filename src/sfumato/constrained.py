@@ -26,7 +26,7 @@ from sfumato.rng import Rng
 from sfumato.types import Canvas, Sharp, Step
 
 _WAYS = 3  # the random stream of a step that no rule uses
-_PASSED_ON = frozenset({"told", "verifies", "reopens", "corruption"})
+_PASSED_ON = frozenset({"told", "verifies", "revises", "reopens", "corruption"})
 
 
 @dataclass(frozen=True)

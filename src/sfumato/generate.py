@@ -58,8 +58,13 @@ def denoise(
     rng: Rng,
     *,
     filters: Sequence[Filter] = (),
+    ends: Sequence[int] = (),
+    filler: int = 0,
 ) -> Iterator[Canvas]:
     """Yield the canvas after every step until nothing is noisy; with a `reopens` rule, until t = 0.
+
+    A row that has written one of `ends`, with nothing noisy before it, is done: the rest of it is
+    `filler`, and counts as given. With a rule that takes decisions back it could still change.
 
     The network runs only over rows, and its head only at positions, that the step wants; where it
     wants none, it does not run at all. Filters that `sharpens` come last and touch what is drawn,
@@ -70,6 +75,7 @@ def denoise(
     device = canvas.tokens.device
     times = times.to(device).expand(len(canvas.tokens), -1)
     reopens = getattr(step, "reopens", False)
+    stays = not (reopens or getattr(step, "revises", False))
     look = denoiser.leave_one_out if getattr(step, "verifies", False) else denoiser  # type: ignore[attr-defined]
     for number in range(times.shape[1] - 1):
         now, then, draws = times[:, number], times[:, number + 1], rng.fold(number)
@@ -82,6 +88,8 @@ def denoise(
                 logits = change(logits, canvas, where)
         sharp = Sharp(logits, where, canvas, sharpening)
         canvas = step(canvas, where, logits, sharp, now, then, draws)
+        if ends and stays:
+            canvas = filled(canvas, ends, filler)
         yield canvas
         if not (reopens or bool(canvas.noisy.any())):
             return
@@ -97,8 +105,10 @@ def generate(
     block: int | None = None,
     lookahead: bool = True,
     filters: Sequence[Filter] = (),
+    ends: Sequence[int] = (),
+    filler: int = 0,
 ) -> Iterator[Canvas]:
-    """Yield the page after every step, block after block from the left.
+    """Yield the page after every step, block after block from the left, until all rows are done.
 
     `num_steps` is shared out over the blocks that a row writes (None: one for every noisy
     position). With `lookahead` a block sees what lies right of it, as noise or given text (LLaDA);
@@ -107,7 +117,7 @@ def generate(
     noisy, because the denoiser, told one time for all, would take it for a hint. For the same
     reason given text conditions such a canvas only approximately, unless the network was trained
     with clean text before it: docs/conventions.md, exactness.
-    Where nothing is noisy, the page comes as it is, once.
+    Where nothing is noisy, the page comes as it is, once. `ends` and `filler` as in `denoise`.
     """
     length = canvas.tokens.shape[1]
     size = length if block is None else block
@@ -124,6 +134,7 @@ def generate(
             f"num_steps {num_steps} is less than the {most} blocks of {size} to write; use "
             f"num_steps={most} or larger blocks"
         )
+    reopens = getattr(step, "reopens", False)
     corruption = getattr(step, "corruption", None)  # a rule without one decides masks
     telling = corruption is not None and not corruption.absorbing
     if telling and lookahead and int(noisy.any(0).sum()) > 1:
@@ -156,12 +167,38 @@ def generate(
         at = (slice(None), slice(start, start + width))
         wide = [on_page(change, canvas, at) for change in filters]
         rule = placed(step, canvas, range(rows), [start] * rows, width)
-        pages = denoise(around, part, rule, times, rng.fold(number), filters=wide)
-        for part in pages:
+        ending = {"ends": ends, "filler": filler}
+        pages = denoise(around, part, rule, times, rng.fold(number), filters=wide, **ending)
+        for tick, part in enumerate(pages, 1):
             canvas = _paste(canvas, start, part)
+            over = tick == times.shape[-1] - 1 or not (reopens or bool(part.noisy.any()))
+            if ends and over:  # what a block holds now it keeps, whatever the rule
+                canvas = filled(canvas, ends, filler)
             yield canvas
-        if start + size < length:
-            denoiser = denoiser.given(left=part.tokens)
+        if not bool(canvas.noisy.any()):
+            return
+        denoiser = denoiser.given(left=part.tokens)
+
+
+def filled(page: Canvas, ends: Sequence[int], filler: int) -> Canvas:
+    """The page with the rest of a row filled, as if given, where the row's text is over."""
+    after = behind_end(page, ends)
+    if not bool(after.any()):
+        return page
+    return replace(
+        page,
+        tokens=page.tokens.masked_fill(after, filler),
+        noisy=page.noisy & ~after,
+        fixed=page.fixed | after,
+    )
+
+
+def behind_end(page: Canvas, ends: Sequence[int]) -> Tensor:
+    """[B, L] bool: what is not given behind the first of `ends` that a row has written, if nothing
+    before it is noisy."""
+    found = torch.isin(page.tokens, torch.tensor(ends, device=page.tokens.device))
+    found &= ~page.fixed & (~page.noisy).long().cumprod(1).bool()
+    return (found.cumsum(1) > found.long()) & ~page.fixed
 
 
 def placed(step: Step, page: Canvas, rows: Sequence[int], starts: Sequence[int], size: int) -> Step:
@@ -229,5 +266,6 @@ def _paste(canvas: Canvas, start: int, part: Canvas) -> Canvas:
         canvas,
         tokens=pasted(canvas.tokens, part.tokens),
         noisy=pasted(canvas.noisy, part.noisy),
+        fixed=pasted(canvas.fixed, part.fixed),
         memory={key: pasted(kept, part.memory[key]) for key, kept in canvas.memory.items()},
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
+from sfumato.generate import behind_end
 from sfumato.logits import confidences
 from sfumato.models.attend import HIDDEN
 from sfumato.rng import Rng
@@ -241,7 +242,11 @@ class _Writer:
         return (written & _between(canvas, 0, now.stop)).any(1)
 
     def _padded(self, canvas: Canvas, width: Tensor, now: _Block, busy: Tensor) -> Canvas:
-        """Padding behind the block of rows whose text has just ended in it."""
+        """Padding behind the end of texts that are over, and behind the block of an end."""
+        if not getattr(self.step, "revises", False):
+            rest = behind_end(canvas, self.ends) & _between(canvas, 0, width)
+            tokens = canvas.tokens.masked_fill(rest, self.filler)
+            canvas = replace(canvas, tokens=tokens, noisy=canvas.noisy & ~rest)
         done = busy & ~self.busy(canvas, now)
         rest = _between(canvas, now.stop, width) & (done & self.ended(canvas, now))[:, None]
         tokens = canvas.tokens.masked_fill(rest, self.filler)

@@ -408,7 +408,7 @@ class DiffusionLM:
             own = {"places": places, "block": options.block}
             return generate_growing(shown, *written, options.growth(), **own, **shared, **ending)
         around = {"block": options.block, "lookahead": options.lookahead}
-        return generate(shown, *written, **shared, **around)
+        return generate(shown, *written, **shared, **around, **ending)
 
     def finish(self, page: Page) -> Generation:
         """Read the last page of a task."""

@@ -134,6 +134,7 @@ class Remasking:
     rate: Rate = field(default_factory=Cap)
     by_confidence: bool = False
     trained: Schedule | None = None  # the network's, if it is told the time and this is another
+    revises = True
     reopens = True  # also what is wholly decided: to stop there would favour what was drawn at once
 
     @property
@@ -223,6 +224,7 @@ class Wino:
     verify: Share = 0.9
     exact = False
     verifies = True
+    revises = True
 
     def __post_init__(self):
         check_fields(self, "WINO {}")

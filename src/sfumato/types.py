@@ -143,9 +143,10 @@ class Step(Protocol):
 
     `exact`: with a perfect denoiser, and as steps get small, it samples the model's own law. More
     attributes are asked for where a rule has them. `verifies`: its logits must come from
-    `leave_one_out` of the denoiser. `reopens`: it puts noise back also where nothing is noisy, so
-    only s = 0 is the end. `told(canvas, t, rng)`: the times [B] that the network is told, where
-    they are not t; same rng. `corruption`: the noise that it undoes, where that is not masks.
+    `leave_one_out` of the denoiser. `revises`: it takes decisions back. `reopens`: also where
+    nothing is noisy, so only s = 0 is the end. `told(canvas, t, rng)`: the times [B] that the
+    network is told, where they are not t; same rng. `corruption`: the noise that it undoes, where
+    that is not masks.
     """
 
     @property
