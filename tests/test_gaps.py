@@ -1,5 +1,6 @@
 """Gaps of unknown length: against laws of texts of many lengths, and in real text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 import torch
 from tiny_lm import CANVAS, HYBRID, SENTENCES, tiny_lm
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.testing import assert_close
-from worlds import MASK, World
+from worlds import World
 
 from sfumato.corruption import Masked
 from sfumato.errors import ConfigError
@@ -20,84 +22,102 @@ from sfumato.rng import Rng
 from sfumato.schedules import Linear
 from sfumato.steps import RandomOrder
 
-END = 2  # of a text, and the padding behind it
 LENGTH = 6
-CORRUPTION = Masked(4, MASK, Linear())
+A, B, END, PAD, HIDDEN = 0, 1, 2, 3, 4
+CORRUPTION = Masked(5, HIDDEN, Linear())
 
 
-@pytest.fixture(scope="module")
-def padded() -> World:
-    """A law over texts of 1 to 5 letters, each with its end and padding: as padded rows are."""
-    texts = [
-        [*letters, *[END] * (LENGTH - count)]
-        for count in range(1, LENGTH)
-        for letters in product((0, 1), repeat=count)
-    ]
-    draw = torch.Generator().manual_seed(3)
-    scores = 1.5 * torch.randn(len(texts), generator=draw, dtype=torch.float64)
-    return World(torch.tensor(texts), scores.softmax(0))
+@dataclass(frozen=True)
+class Law:
+    """A law over texts of 1 to 5 letters on rows of 6: the end behind each, and filling behind it;
+    and its perfect denoiser."""
+
+    filler: int
+    texts: Tensor  # [S, L]
+    chances: Tensor  # [S] float64
+
+    @classmethod
+    def random(cls, filler: int) -> "Law":
+        texts = [
+            [*letters, END, *[filler] * (LENGTH - count - 1)]
+            for count in range(1, LENGTH)
+            for letters in product((A, B), repeat=count)
+        ]
+        draw = torch.Generator().manual_seed(3)
+        scores = 1.5 * torch.randn(len(texts), generator=draw, dtype=torch.float64)
+        return cls(filler, torch.tensor(texts), scores.softmax(0))
+
+    def __call__(self, tokens, t, where=None, *, segments=None):
+        seen = tokens[:, None]  # [B, 1, L] against [S, L]
+        like = ((seen == self.texts[:, : tokens.shape[1]]) | (seen == HIDDEN)).all(-1).double()
+        each = one_hot(self.texts[:, : tokens.shape[1]], 5).double()
+        logits = torch.einsum("bs,slv->blv", like * self.chances, each).log()
+        return logits if where is None else logits[where]
+
+    def like(self, given: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
+        """Which texts have letters in such gaps, and what is given around them, [S] bool."""
+        row = list(given[0])
+        for length, part in zip(lengths, given[1:], strict=True):
+            row += [*[-1] * length, *part]
+        row += [self.filler] * (LENGTH - len(row))
+        wanted = torch.tensor(row)
+        return ((self.texts == wanted) | ((wanted < 0) & (self.texts < END))).all(1)
 
 
-def posterior(world: World, given: list[list[int]], lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Which texts have such gaps [S] bool, and their joint probability."""
-    row = list(given[0])
-    for length, part in zip(lengths, given[1:], strict=True):
-        row += [*[-1] * length, *part]
-    row += [END] * (LENGTH - len(row))
-    row = torch.tensor(row)
-    like = ((world.texts == row) | (row < 0)).all(1)
-    return like, world.law[like].sum()
-
-
-CASES = (
-    ([[0], [1, END]], [(1, 2, 3)]),
-    ([[], [1, END]], [(1, 2, 3, 4)]),
-    ([[0], [END]], [(1, 2, 3, 4)]),
+LAWS = {"padding": Law.random(PAD), "no padding token": Law.random(END)}
+CASES = (  # gaps at the start, in the middle, at the end; one or several
+    ([[A], [B, END]], [(1, 2, 3)]),
+    ([[], [B, END]], [(1, 2, 3, 4)]),
+    ([[A], [END]], [(1, 2, 3, 4)]),
+    ([[], [END]], [(1, 2, 3, 4, 5)]),
     ([[], [END]], [(1, 3)]),
-    ([[], [1], [END]], [(1, 2, 3), (1, 2, 3)]),
-    ([[0], [1], [0, END]], [(1, 2), (1, 2)]),
-    ([[], [1], [0], [END]], [(1, 2), (1, 2), (1, 2)]),
+    ([[], [B], [END]], [(1, 2, 3), (1, 2, 3)]),
+    ([[A], [B], [A, END]], [(1, 2), (1, 2)]),
+    ([[], [B], [A], [END]], [(1, 2), (1, 2), (1, 2)]),
 )
 
 
+def judged(law: Law, given, possible, **options) -> Ways:
+    """By the model, which knows of no padding where the law has none."""
+    end = END if law.filler == END else None
+    return judge(lambda rows: law, CORRUPTION, given, possible, LENGTH, end=end, **options)
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize(("given", "possible"), CASES, ids=str)
-def test_with_a_perfect_denoiser_lengths_have_their_posterior(padded, given, possible):
-    ways = judge(
-        lambda rows: padded.denoiser(CORRUPTION), CORRUPTION, given, possible, LENGTH, kept=99
-    )
+def test_with_a_perfect_denoiser_lengths_have_their_posterior(law, given, possible):
+    ways = judged(law, given, possible, kept=99)
     fitting = [each for each in product(*possible) if sum(each) + sum(map(len, given)) <= LENGTH]
     assert list(ways.lengths) == fitting
-    exact = torch.stack([posterior(padded, given, each)[1] for each in fitting])
+    exact = torch.stack([law.chances[law.like(given, each)].sum() for each in fitting])
     assert_close(ways.nats.softmax(0), exact / exact.sum())
     assert len(fitting) < 2 or float(exact.max() / exact.min()) > 1.5  # it says something
 
 
-def test_lengths_and_then_tokens_are_a_draw_from_the_law_given_the_text(padded):
-    given, count = [[], [1], [END]], 3000
-    denoiser = padded.denoiser(CORRUPTION)
-    ways = judge(lambda rows: denoiser, CORRUPTION, given, [(1, 2, 3), (1, 2, 3)], LENGTH, kept=99)
+def test_lengths_and_then_tokens_are_a_draw_from_the_law_given_the_text():
+    law, given, count = LAWS["padding"], [[], [B], [END]], 3000
+    ways = judged(law, given, [(1, 2, 3), (1, 2, 3)], kept=99)
     rng = Rng.from_seed(1, count)
     drawn = [ways.draw(1.0, u) for u in rng.fold(2).uniform(1)]
     rows = []
     for one, two in drawn:
-        row = [*[-1] * one, 1, *[-1] * two]
-        rows.append([*row, *[END] * (LENGTH - len(row))])
+        row = [*[-1] * one, B, *[-1] * two, END]
+        rows.append([*row, *[PAD] * (LENGTH - len(row))])
     tokens = torch.tensor(rows)
     page = blank(CORRUPTION, tokens, tokens >= 0, rng.fold(0))
-    for later in generate(denoiser, page, RandomOrder(Linear()), rng.fold(1)):
+    for later in generate(law, page, RandomOrder(Linear()), rng.fold(1)):
         page = later
     # the same text may come from several pairs of lengths, and counts as often
-    law = torch.zeros(len(padded.law), dtype=torch.float64)
+    wanted = torch.zeros(len(law.chances), dtype=torch.float64)
     for lengths in ways.lengths:
-        like, _ = posterior(padded, given, lengths)
-        law += padded.law * like
-    asked = replace(padded, law=law / law.sum())
-    powers = 3 ** torch.arange(LENGTH - 1, -1, -1)
-    codes, found = (padded.texts * powers).sum(1), (page.tokens * powers).sum(1)
+        wanted += law.chances * law.like(given, lengths)
+    wanted /= wanted.sum()
+    powers = 5 ** torch.arange(LENGTH - 1, -1, -1)
+    codes, found = (law.texts * powers).sum(1), (page.tokens * powers).sum(1)
     shares = (codes[:, None] == found).double().mean(1)
     assert_close(float(shares.sum()), 1.0)
-    distance = float((shares - asked.law).abs().sum() / 2)
-    assert distance < 1.6 * asked.noise_floor(count)
+    distance = float((shares - wanted).abs().sum() / 2)
+    assert distance < 1.6 * World(law.texts, wanted).noise_floor(count)
 
 
 def test_draws_follow_the_temperature():
@@ -123,27 +143,23 @@ class Counting:
         return self.denoiser(tokens, t, where)
 
 
-def test_the_work_does_not_grow_with_the_product_of_lengths(padded):
-    given = [[], [1], [END]]
+def test_the_work_does_not_grow_with_the_product_of_lengths():
+    given = [[], [B], [END]]
     for possible, kept, rows in (
         ([(1, 2), (1, 2)], 1, [2, 2]),
         ([(1, 2), (1, 2)], 2, [2, 4]),
         ([(1, 2, 3, 4), (2, 3)], 9, [2, 3]),  # there is room for the second, too
     ):
-        counting: Any = Counting(padded.denoiser(CORRUPTION))
+        counting: Any = Counting(LAWS["padding"])
         ways = judge(lambda _, read=counting: read, CORRUPTION, given, possible, LENGTH, kept=kept)
         assert counting.rows == rows
         assert len(ways.lengths) == rows[-1]
 
 
-def test_what_is_judged_by_few_tokens_is_the_posterior_given_these(padded):
-    given = [[0], [1, 0, END]]
-    ways = judge(
-        lambda rows: padded.denoiser(CORRUPTION), CORRUPTION, given, [(1, 2)], LENGTH, reach=1
-    )
-    exact = [
-        padded.law[(padded.texts[:, 0] == 0) & (padded.texts[:, 1 + n] == 1)].sum() for n in (1, 2)
-    ]
+def test_what_is_judged_by_few_tokens_is_the_posterior_given_these():
+    law, given = LAWS["padding"], [[A], [B, A, END]]
+    ways = judged(law, given, [(1, 2)], reach=1)
+    exact = [law.chances[(law.texts[:, 0] == A) & (law.texts[:, 1 + n] == B)].sum() for n in (1, 2)]
     assert_close(ways.nats.softmax(0), torch.stack(exact) / sum(exact))
 
 
@@ -199,6 +215,19 @@ def test_a_row_gets_its_lengths_whatever_its_neighbours_are(lm):
     assert again.full_texts == together.full_texts
     shorter = lm.infill([texts[0]] * 9, gap_length=(1, 4), seed=4)
     assert len({len(tokens) for tokens in shorter.tokens}) > 1
+
+
+@pytest.mark.parametrize("padding", [True, False])
+def test_a_model_says_whether_its_end_token_fills_rows(padding, monkeypatch):
+    lm, told = tiny_lm(), []
+    if not padding:
+        lm.special = replace(lm.special, pad=None)
+    monkeypatch.setattr(
+        "sfumato.gaps.judge", lambda *args, **own: told.append(own["end"]) or judge(*args, **own)
+    )
+    made = lm.infill(f"The {GAP}", gap_length=(1, 4), num_samples=6, seed=0)
+    assert told == [None if padding else lm.special.eos]
+    assert all(1 <= len(tokens) <= 4 for tokens in made.tokens)
 
 
 def test_gaps_never_outgrow_the_canvas(lm):

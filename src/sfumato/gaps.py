@@ -7,6 +7,9 @@ find its length: log p of what is given is a sum of the model's own predictions,
 another (`log_probability`). With a perfect denoiser, lengths drawn by these probabilities, and
 tokens drawn after them, are a draw from the law given the text.
 
+Where there is no padding token, the end token fills the rest of a row. A gap at the very end of a
+text is then followed by an end that every shorter text has there as well: see `judge`.
+
 Three things are left out to save time. The length of a gap is judged by the `REACH` tokens after
 it, so it is the posterior given these and all that is left of the gap. Of several gaps, from left
 to right, the `KEPT` most probable ways so far are gone on with. And of the page's end, where all is
@@ -26,7 +29,7 @@ from sfumato.given import Gapped
 from sfumato.grammar import SPACED, Automaton
 from sfumato.logits import draw_tokens
 from sfumato.rng import Rng
-from sfumato.types import Denoiser
+from sfumato.types import Canvas, Denoiser, Filter
 
 REACH = 8  # tokens after a gap that its length is judged by
 KEPT = 4  # ways to fill the gaps so far that are gone on with
@@ -132,6 +135,7 @@ def gap_lengths(
     corruption: Corruption,
     *,
     room: int,  # tokens of a text
+    end: int | None = None,  # if it fills the rest of a row, too
     temperature: float,
     rng: Rng,
 ) -> list[tuple[int, ...]]:
@@ -147,7 +151,7 @@ def gap_lengths(
         possible = [wanted.possible(automaton, SPACED * spaced) for spaced in text.spaced]
         read = partial(reading, source)
         found[text, source] = judge(
-            read, corruption, text.ids, possible, room, device=rng.keys.device
+            read, corruption, text.ids, possible, room, end=end, device=rng.keys.device
         )
     return [found[row].draw(temperature, u) for row, u in zip(rows, rng.uniform(1), strict=True)]
 
@@ -159,11 +163,17 @@ def judge(
     possible: Sequence[Sequence[int]],  # lengths of each gap
     room: int,  # tokens of the whole, at most
     *,
+    end: int | None = None,
     device: torch.device | str = "cpu",
     reach: int = REACH,
     kept: int = KEPT,
 ) -> Ways:
-    """Ways to choose the gaps of one text, judged gap after gap from the left."""
+    """Ways to choose the gaps of one text, judged gap after gap from the left.
+
+    `end`: the token that ends a text, if it fills the rest of a row as well, there being no padding
+    token. An end right behind a gap then says only that the text is over there, not that it went on
+    up to there; so the gap's last token is asked, too, whether it is text.
+    """
     if any(not part for part in given[1:]):
         raise ConfigError(
             "two gaps with nothing but a space between them are one to a model that has to find "
@@ -188,7 +198,11 @@ def judge(
             rows = [_row(given, way, reach) for way in tried]
             whole = [part.to(device) for part in _canvases(rows, corruption.mask_id, room)]
             parts = zip(*(each.split(ROWS) for each in whole), strict=True)
-            found = [log_probability(reading(len(p[0])), corruption, *p) for p in parts]
+            last = end is not None and given[number + 1][0] == end
+            found = [
+                log_probability(reading(len(p[0])), corruption, *p, before=end if last else None)
+                for p in parts
+            ]
             nats = nats + torch.cat(found).cpu()
         best = nats.argsort(descending=True, stable=True)
         if number < len(possible) - 1:
@@ -226,22 +240,49 @@ def _canvases(rows: Sequence[_Row], mask_id: int, room: int) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def log_probability(
-    denoiser: Denoiser, corruption: Corruption, tokens: Tensor, shown: Tensor, asked: Tensor
+    denoiser: Denoiser,
+    corruption: Corruption,
+    tokens: Tensor,
+    shown: Tensor,
+    asked: Tensor,
+    *,
+    before: int | None = None,
+    filters: Sequence[Filter] = (),
 ) -> Tensor:
     """log p of the tokens `asked` given those `shown`, whatever the others are: nats [B], float64.
 
     tokens, shown, asked [B, L]. From left to right, a forward for each; the others stay masked.
+    `before`: and of another token than this one in front of the first that is asked.
     """
     nats = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+    front = torch.zeros_like(asked)
+    if before is not None:
+        front[:, :-1] = asked[:, 1:] & (asked[:, 1:].cumsum(1) == 1)
     for _ in range(int(asked.sum(1).max())):
         here = asked & (asked.cumsum(1) == 1)
-        noise = 1 - shown.double().mean(1)
-        logits = denoiser(
-            tokens.masked_fill(~shown, corruption.mask_id),
-            corruption.schedule.time(1 - noise).float(),
-            here,
-        )
-        logp = logits.double().log_softmax(-1).gather(1, tokens[here][:, None])[:, 0]
-        nats[here.any(1)] += logp
+        logp = law_at(denoiser, corruption, tokens, shown, here, filters)
+        nats[here.any(1)] += logp.gather(1, tokens[here][:, None])[:, 0]
         shown, asked = shown | here, asked & ~here
+    if before is not None:
+        logp = law_at(denoiser, corruption, tokens, shown, front, filters)
+        logp[:, before] = -torch.inf
+        nats[front.any(1)] += logp.logsumexp(-1)
     return nats
+
+
+def law_at(
+    denoiser: Denoiser,
+    corruption: Corruption,
+    tokens: Tensor,
+    shown: Tensor,
+    here: Tensor,
+    filters: Sequence[Filter] = (),
+) -> Tensor:
+    """log p of every token at the positions `here` [B, L], given those `shown` [B, L] and none
+    other: [N, V] float64."""
+    seen = tokens.masked_fill(~shown, corruption.mask_id)
+    noise = 1 - shown.double().mean(1)
+    logits = denoiser(seen, corruption.schedule.time(1 - noise).float(), here)
+    for change in filters:
+        logits = change(logits, Canvas(seen, ~shown, shown), here)
+    return logits.double().log_softmax(-1)

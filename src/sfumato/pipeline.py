@@ -354,6 +354,7 @@ class DiffusionLM:
                 self._read,
                 self.corruption,
                 room=canvas,
+                end=self.special.eos if self.special.filler == self.special.eos else None,
                 temperature=options.temperature,
                 rng=Rng.from_seed(options.seed or 0, len(gapped), device=self.device).fold(2),
             )
