@@ -132,3 +132,57 @@ def entropy(logits: list[float]) -> Decimal:
 def surest(scores: list[Decimal], count: int) -> list[int]:
     """The places of the `count` highest scores; of equals, those on the left."""
     return sorted(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count])
+
+
+def softmax(logits: Array) -> Array:
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def wino_published(look, length: int, mask: int, draft: float, verify: float) -> list[list[int]]:
+    """Texts after each step, greedy, of WINO as published. look(text) gives logits [L, V] with
+    each position hidden in turn."""
+    text, pages, decided_before = [mask] * length, [], 30
+    while mask in text:
+        probs = softmax(look(text))
+        open_ = [i for i in range(length) if text[i] == mask]
+        guess = {i: int(probs[i].argmax()) for i in open_}
+        ranked = sorted(open_, key=lambda i: (-probs[i][guess[i]], i))
+        wide = [i for i in ranked if probs[i][guess[i]] > draft]
+        wide = wide[: min(max(int(len(open_) * 0.7), 5), 20)] or ranked[:1]
+        back = []
+        if len(wide) > 1:
+            standing = {i: probs[i][text[i]] for i in range(length) if text[i] != mask}
+            back = sorted((i for i in standing if standing[i] < verify), key=standing.__getitem__)
+            if len(back) >= decided_before:
+                back = back[: decided_before - 1]
+        for i in wide:
+            text[i] = guess[i]
+        for i in back:
+            text[i] = mask
+        decided_before = len(wide)
+        pages.append(list(text))
+    return pages
+
+
+def klass_published(
+    look, length: int, mask: int, steps: int, level: float, eps: float, patience: int
+) -> list[list[int]]:
+    """Texts after each step, greedy, of KLASS as published."""
+    text, pages, history, last = [mask] * length, [], [], np.zeros((length, 1))
+    for step, share in enumerate(even_split(length, steps)):
+        if mask not in text:
+            break
+        probs = softmax(look(text))
+        history.append((probs * (np.log(probs + 1e-12) - np.log(last + 1e-12))).sum(-1))
+        last = probs
+        open_ = [i for i in range(length) if text[i] == mask]
+        sure = {i: probs[i].max() for i in open_}
+        ready = []
+        if step >= patience - 1:
+            calm = [all(one[i] < eps for one in history[-patience:]) for i in range(length)]
+            ready = [i for i in open_ if calm[i] and sure[i] > level]
+        for i in ready or sorted(open_, key=lambda i: (-sure[i], i))[:share]:
+            text[i] = int(probs[i].argmax())
+        pages.append(list(text))
+    return pages

@@ -61,7 +61,7 @@ PROMPTS, NEW = [1, 3, 4, 9], [13, 8, 4, 11]
 @pytest.mark.parametrize("name", STEPS)
 def test_every_page_with_a_cache_equals_the_page_without(name, shift):
     model, step = model_of(shift=shift), STEPS[name](MASKED, {})
-    if shift and name == "wino":
+    if shift and name.startswith("wino"):
         with pytest.raises(ConfigError, match="no position can be left out"):
             pages_of(Cached(model, MASK, SIZE), PROMPTS, NEW, step=step)
         return

@@ -18,7 +18,7 @@ errors arguments files tensors estimates rng types devices
 schedules filters logits dfa regular patterns json_text json_layout json_schema utf8 grammar lattice
 corruption models data
 denoisers guidance readers approximate
-objectives continuous steps revising constrained
+objectives continuous steps revising published constrained
 generate blockwise growing likelihood retrace testing
 options folders pages finite given gaps conditions pipeline pipeline_hf conditional
 evals

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from worlds import MASK, World
@@ -7,7 +9,7 @@ from sfumato.errors import ConfigError
 from sfumato.generate import blank, denoise, even_times, generate
 from sfumato.revising import Cap, During, Plateau, Remasking, Rescale, Wino, loop
 from sfumato.rng import Rng
-from sfumato.schedules import CosineAlpha, CosineMask, Linear, LogLinear, Power
+from sfumato.schedules import CosineAlpha, CosineMask, Linear, LogLinear, Power, reveal_rate
 from sfumato.steps import Ancestral
 from sfumato.testing import check_step
 from sfumato.types import Canvas, Sharp
@@ -247,3 +249,39 @@ def test_wino_decides_at_most_the_share_it_may():
 def test_what_cannot_be_a_rule_is_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+STATES = torch.cartesian_prod(*[torch.arange(4)] * 3)  # of three positions: tokens 0, 1, 2, masked
+
+
+def law_after(step, num_steps: int) -> torch.Tensor:
+    """Of what a rule of masks writes with the perfect denoiser: every state, every step."""
+    masked = (STATES == MASK)[..., None]
+    probs = WORLD.denoiser(MASKED)(STATES, torch.ones(64)).softmax(-1)
+    stays = torch.nn.functional.one_hot(STATES, 4).double()
+    law = torch.zeros(64, dtype=torch.float64)
+    law[-1] = 1
+    for t, s in even_times(num_steps).unfold(0, 2, 1)[:, :, None]:
+        back, reveal = (
+            step.law(t, s) if hasattr(step, "law") else (0 * t, reveal_rate(LINEAR, t, s))
+        )
+        each = torch.where(masked, reveal * probs, (1 - back) * stays)
+        each[..., MASK] += torch.where(masked[..., 0], 1 - reveal, back)
+        law = law @ torch.einsum("na,nb,nc->nabc", *each.unbind(1)).reshape(64, 64)
+    return law.view(4, 4, 4)[:3, :3, :3].reshape(-1)
+
+
+def test_remasking_converges_like_one_over_the_root_of_the_steps():
+    def far(step, num_steps: int) -> float:
+        return float((law_after(step, num_steps) - WORLD.law).abs().sum() / 2)
+
+    def rate(step) -> float:
+        return math.log(far(step, 256) / far(step, 1024), 4)
+
+    assert rate(Ancestral(MASKED)) == pytest.approx(1, abs=0.02)
+    for revising in (Remasking(LINEAR, MASK, Cap(0.2)), Remasking(LINEAR, MASK, Rescale(1.0))):
+        assert rate(revising) == pytest.approx(0.5, abs=0.06)
+        seen = WORLD.frequencies(last(revising, num_steps=16))
+        chance = WORLD.noise_floor(4000)
+        assert float((seen - law_after(revising, 16)).abs().sum() / 2) < 1.6 * chance
+    assert rate(loop(LINEAR, MASK)) < 0.1

@@ -35,6 +35,7 @@ from sfumato.filters import (
 )
 from sfumato.grammar import Grammar
 from sfumato.growing import Growth
+from sfumato.published import KlassPublished, WinoPublished
 from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
 from sfumato.steps import (
     Ancestral,
@@ -105,6 +106,12 @@ STEPS: dict[str, Rule] = {
         alpha_on=0.9,
     ),
     "wino": _rule(lambda c, **own: Wino(c.schedule, c.mask_id, **own), draft=0.6, verify=0.9),
+    "wino_published": _rule(
+        lambda c, **own: WinoPublished(c.schedule, c.mask_id, **own), draft=0.6, verify=0.9
+    ),
+    "klass_published": _rule(
+        lambda c, **own: KlassPublished(c.schedule, **own), level=0.6, eps=0.015, patience=2
+    ),
 }
 
 DEFAULTS = Remedy(CheckpointError, "mend it there, or take it away: it holds a model's defaults")

@@ -12,7 +12,7 @@ from sfumato.errors import ConfigError
 STEP_NAMES = (
     "ancestral, first_hitting, random, left_to_right, confidence, probability, margin, entropy, "
     "threshold, factor, entropy_bound, klass, remask_cap, remask_rescale, remask_confidence, "
-    "remask_loop, wino"
+    "remask_loop, wino, wino_published, klass_published"
 )
 
 
