@@ -1,11 +1,10 @@
 """What a user may say about generation, by name.
 
-`GenerationOptions` is what `generation_config.json`, the command line and Python all fill in;
-`STEPS` is the one table of step rules.
+`GenerationOptions` is what `generation_config.json`, the command line and Python all fill in.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,84 +34,9 @@ from sfumato.filters import (
 )
 from sfumato.grammar import Grammar
 from sfumato.growing import Growth
-from sfumato.published import KlassPublished, WinoPublished
-from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
-from sfumato.steps import (
-    Ancestral,
-    EntropyBound,
-    Factor,
-    FirstHitting,
-    Klass,
-    LeftToRight,
-    LowEntropy,
-    Margin,
-    RandomOrder,
-    Threshold,
-    TopConfidence,
-    TopProbability,
-)
+from sfumato.rules import STEPS as STEPS
+from sfumato.rules import StepGiven, rule_for, rule_name
 from sfumato.types import Filter, Step
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A step rule by its name: how it is made for a corruption, and its own options."""
-
-    make: Callable[..., Step]  # of a corruption, with every option by name
-    defaults: Mapping[str, float] = field(default_factory=dict)
-
-    def check(self, name: str, options: Mapping[str, float]) -> None:
-        """Raise if the rule, which goes by `name`, has no such option."""
-        for key in options:
-            if key not in self.defaults:
-                hint = near(key, self.defaults) if self.defaults else "; it has none"
-                raise ConfigError(f"step '{name}' has no option '{key}'{hint}")
-
-    def __call__(self, corruption: Corruption, options: Mapping[str, float]) -> Step:
-        return self.make(corruption, **{**self.defaults, **options})
-
-
-def _rule(make: Callable[..., Step], **defaults: float) -> Rule:
-    return Rule(make, defaults)
-
-
-STEPS: dict[str, Rule] = {
-    "ancestral": _rule(Ancestral),
-    "first_hitting": _rule(lambda c: FirstHitting(c.schedule)),
-    "random": _rule(lambda c: RandomOrder(c.schedule)),
-    "left_to_right": _rule(lambda c: LeftToRight(c.schedule)),
-    "confidence": _rule(lambda c: TopConfidence(c.schedule)),
-    "probability": _rule(lambda c: TopProbability(c.schedule)),
-    "margin": _rule(lambda c: Margin(c.schedule)),
-    "entropy": _rule(lambda c: LowEntropy(c.schedule)),
-    "threshold": _rule(lambda c, level: Threshold(c.schedule, level), level=0.9),
-    "factor": _rule(lambda c, factor: Factor(c.schedule, factor), factor=1.0),
-    "entropy_bound": _rule(lambda c, gamma: EntropyBound(c.schedule, gamma), gamma=0.1),
-    "klass": _rule(lambda c, **own: Klass(c.schedule, **own), level=0.6, eps=0.015, patience=2),
-    "remask_cap": _rule(lambda c, eta: Remasking(c.schedule, c.mask_id, Cap(eta)), eta=0.02),
-    "remask_rescale": _rule(
-        lambda c, eta: Remasking(c.schedule, c.mask_id, Rescale(eta)), eta=0.02
-    ),
-    # eta is of all decided tokens together: the share of steps that take one back. Its authors have
-    # 1.0, on whole texts of 1,024 tokens; in blocks that costs quality (docs/log.md)
-    "remask_confidence": _rule(
-        lambda c, eta: Remasking(c.schedule, c.mask_id, Cap(eta), by_confidence=True), eta=0.02
-    ),
-    "remask_loop": _rule(
-        lambda c, **own: loop(c.schedule, c.mask_id, **own),
-        eta=0.02,
-        t_on=0.55,
-        t_off=0.05,
-        alpha_on=0.9,
-    ),
-    "wino": _rule(lambda c, **own: Wino(c.schedule, c.mask_id, **own), draft=0.6, verify=0.9),
-    "wino_published": _rule(
-        lambda c, **own: WinoPublished(c.schedule, c.mask_id, **own), draft=0.6, verify=0.9
-    ),
-    "klass_published": _rule(
-        lambda c, **own: KlassPublished(c.schedule, **own), level=0.6, eps=0.015, patience=2
-    ),
-}
 
 DEFAULTS = Remedy(CheckpointError, "mend it there, or take it away: it holds a model's defaults")
 
@@ -148,7 +72,7 @@ class GenerationOptions:
     canvas: Count | None = None  # positions the model was trained on; None: its largest
     layout: Layout = "packed"  # "padded": a text ends in eos, and the rest of its canvas is padding
     num_steps: Count | None = None  # None: one for every new token
-    step: str | None = None  # None: "ancestral"; for an autoregressive model "left_to_right"
+    step: StepGiven = None  # see `rules`; None: "ancestral"; "left_to_right" if autoregressive
     step_options: Numbers = field(default_factory=dict)
     block: Count | None = None  # decode in blocks of this many positions
     lookahead: bool = True  # a block sees what follows it
@@ -177,11 +101,8 @@ class GenerationOptions:
             raise ConfigError("approx_refresh is for an approx_cache; name it, 'prefix' or 'dual'")
         if self.step is None and self.step_options:
             raise ConfigError("step_options without a step; name the step that they are for")
-        if self.step is not None and self.step not in STEPS:
-            raise ConfigError(f"unknown step '{self.step}'{near(self.step, STEPS)}")
         if self.step is not None:
-            STEPS[self.step].check(self.step, self.step_options)
-            STEPS[self.step](_ANY, self.step_options)  # its own checks
+            rule_for(self.step, _ANY, self.step_options)  # its own checks
         if len([g for g in (self.regex, self.json_schema, self.choices) if g is not None]) > 1:
             raise ConfigError("regex, json_schema and choices exclude each other; give one of them")
         if self.grow is None and self.grow_options:
@@ -233,10 +154,10 @@ class GenerationOptions:
 
     def in_blocks(self, size: int, shift: bool) -> "GenerationOptions":
         """How a model of blocks writes: every block after clean text."""
-        if shift and self.step == "wino":
+        if shift and getattr(self.rule(_ANY), "verifies", False):
             raise ConfigError(
-                "step 'wino' leaves single positions out of a pass, and this model reads the token "
-                "before each of them; use another step"
+                f"step '{rule_name(self.step)}' leaves single positions out of a pass, and this "
+                "model reads the token before each of them; use another step"
             )
         if self.block not in (None, size):
             raise ConfigError(
@@ -306,13 +227,14 @@ class GenerationOptions:
 
     def rule(self, corruption: Corruption) -> Step:
         """The step rule, for a diffusion model of this corruption."""
-        name = self.step or "ancestral"
-        if not corruption.absorbing and name != "ancestral":
+        given = self.step or "ancestral"
+        rule = rule_for(given, corruption, self.step_options)
+        if not corruption.absorbing and getattr(rule, "corruption", None) is None:
             raise ConfigError(
-                f"step '{name}' needs a masked model, and this one was trained on "
+                f"step '{rule_name(given)}' needs a masked model, and this one was trained on "
                 f"{type(corruption).__name__.lower()} noise; use step='ancestral'"
             )
-        return STEPS[name](corruption, self.step_options)
+        return rule
 
     @property
     def free(self) -> bool:
@@ -349,6 +271,11 @@ class GenerationOptions:
 
 def write_generation_config(folder: str | Path, options: GenerationOptions, **ids: int) -> None:
     """Save a model's defaults as generation_config.json; `ids` are its special tokens."""
+    if not (options.step is None or isinstance(options.step, str)) or ":" in (options.step or ""):
+        raise ConfigError(
+            f"step {rule_name(options.step)} is code, and a model's folder holds none: save with a "
+            "rule by its name, and give yours to every generation"
+        )
     values = {k: v for k, v in asdict(options).items() if v not in (None, (), {})}
     text = json.dumps({**ids, **values}, indent=2, sort_keys=True)
     (Path(folder) / "generation_config.json").write_text(text + "\n", encoding="utf-8")
@@ -365,6 +292,10 @@ def read_generation_config(folder: str | Path) -> GenerationOptions:
         if key not in known and get_close_matches(key, known, 1, 0.85) and not _is_standard(key):
             raise DEFAULTS.fault(path, f"unknown key '{key}'{near(key, known)}")
     ours: dict[str, Any] = {k: v for k, v in values.items() if k in known and v is not None}
+    if ":" in str(ours.get("step")):
+        raise DEFAULTS.fault(
+            path, f"step '{ours['step']}' is code, and no code of a model's is run"
+        )
     with foreign(path, DEFAULTS):
         try:
             return GenerationOptions(**ours)

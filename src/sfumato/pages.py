@@ -12,6 +12,7 @@ from sfumato.constrained import Span
 from sfumato.grammar import SPACED
 from sfumato.options import GenerationOptions
 from sfumato.rng import Rng
+from sfumato.rules import rule_name
 from sfumato.types import MOVED, Canvas, Filter, Step
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ class Generation:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return asdict(self)
+        made = asdict(self)
+        made["options"]["step"] = rule_name(self.options.step)
+        return made
 
 
 class Piece(NamedTuple):

@@ -16,8 +16,8 @@ from sfumato.logits import log_odds, probability_of
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule
 from sfumato.steps import (
-    _PLACES,
-    _RENOISE,
+    PLACES,
+    RENOISE,
     commit,
     draw_at,
     highest,
@@ -165,7 +165,7 @@ class Remasking:
         return self.law(t, s)[0][:, None] * share
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        u = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
+        u = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
         return canvas.noisy & (u < self.law(t, s)[1][:, None])
 
     def __call__(
@@ -179,7 +179,7 @@ class Remasking:
         rng: Rng,
     ) -> Canvas:
         tokens = draw_at(canvas, where, sharp, rng)
-        again = rng.fold(_RENOISE).uniform(canvas.tokens.shape[1]) < self.sigma(canvas, t, s)
+        again = rng.fold(RENOISE).uniform(canvas.tokens.shape[1]) < self.sigma(canvas, t, s)
         memory = canvas.memory
         if self.by_confidence:
             known = memory.get("confidence", torch.ones_like(tokens, dtype=torch.float32))

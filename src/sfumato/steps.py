@@ -35,7 +35,7 @@ from sfumato.schedules import Schedule, reveal_rate
 from sfumato.types import Canvas, Sharp, Step
 
 Level = Annotated[float, Field(gt=0, le=1, description="use 0.9")]
-_TOKENS, _PLACES, _RENOISE = 0, 1, 2  # what a step's random streams are for
+TOKENS, PLACES, RENOISE = 0, 1, 2  # what a step's random streams are for
 
 # --- the parts that rules share ---
 
@@ -85,7 +85,7 @@ def draw_at(canvas: Canvas, chosen: Tensor, sharp: Sharp, rng: Rng) -> Tensor:
     if sharp.greedy:
         tokens[chosen] = most_likely(sharp.plain(chosen))
     else:
-        u = rng.fold(_TOKENS).uniform(canvas.tokens.shape[1])
+        u = rng.fold(TOKENS).uniform(canvas.tokens.shape[1])
         tokens[chosen] = draw_tokens(sharp.at(chosen), u[chosen])
     return tokens
 
@@ -99,7 +99,7 @@ class Chooser(Step, Protocol):
         ...
 
 
-def _decide(
+def decide(
     rule: Chooser,
     canvas: Canvas,
     where: Tensor,
@@ -113,7 +113,7 @@ def _decide(
     return commit(canvas, chosen, draw_at(canvas, chosen, sharp, rng))
 
 
-def _all_noisy(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+def all_noisy(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
     return canvas.noisy
 
 
@@ -130,7 +130,7 @@ class Ancestral:
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         if not self.corruption.absorbing:
             return canvas.noisy
-        u = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
+        u = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
         return canvas.noisy & (u < reveal_rate(self.corruption.schedule, t, s)[:, None])
 
     def __call__(
@@ -168,7 +168,7 @@ class FirstHitting:
     exact = True
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        scores = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
+        scores = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
         count = torch.where(s <= 0, canvas.noisy.sum(1), 1)
         return highest(scores, canvas.noisy, count)
 
@@ -190,7 +190,7 @@ class FirstHitting:
         """When the next position is revealed, [B]: the largest of n noise rates below the last."""
         left = canvas.noisy.sum(1).clamp_min(1)
         last = canvas.memory["time"][:, 0] if "time" in canvas.memory else t
-        u = rng.fold(_RENOISE).uniform(1)[:, 0]
+        u = rng.fold(RENOISE).uniform(1)[:, 0]
         return self.schedule.time(1 - (1 - self.schedule.alpha(last.double())) * u ** (1 / left))
 
 
@@ -202,7 +202,7 @@ class RandomOrder:
     exact = True
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        scores = rng.fold(_PLACES).uniform(canvas.tokens.shape[1])
+        scores = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
     def __call__(
@@ -233,7 +233,7 @@ class LeftToRight:
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return where
 
-    __call__ = _decide
+    __call__ = decide
 
 
 # --- rules that rank positions by their logits ---
@@ -248,7 +248,7 @@ class TopConfidence:
 
     schedule: Schedule
     exact = False
-    wanted = _all_noisy
+    wanted = all_noisy
 
     def __call__(
         self,
@@ -272,13 +272,13 @@ class TopProbability:
 
     schedule: Schedule
     exact = True
-    wanted = _all_noisy
+    wanted = all_noisy
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scores = spread(log_odds(logits), where, -torch.inf)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
-    __call__ = _decide
+    __call__ = decide
 
 
 @dataclass(frozen=True)
@@ -287,13 +287,13 @@ class Margin:
 
     schedule: Schedule
     exact = True
-    wanted = _all_noisy
+    wanted = all_noisy
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scores = spread(lead_odds(logits), where, -torch.inf)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
-    __call__ = _decide
+    __call__ = decide
 
 
 @dataclass(frozen=True)
@@ -302,13 +302,13 @@ class LowEntropy:
 
     schedule: Schedule
     exact = True
-    wanted = _all_noisy
+    wanted = all_noisy
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scores = spread(-entropies(logits), where, -torch.inf)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
-    __call__ = _decide
+    __call__ = decide
 
 
 # --- rules that decide as many positions as they dare, and at least the schedule's share ---
@@ -321,7 +321,7 @@ class Threshold:
     schedule: Schedule
     level: Level = 0.9
     exact = False
-    wanted = _all_noisy
+    wanted = all_noisy
 
     def __post_init__(self):
         check_fields(self, level="threshold level")
@@ -331,7 +331,7 @@ class Threshold:
         share = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
         return share | (canvas.noisy & (scores >= odds_of(self.level)))
 
-    __call__ = _decide
+    __call__ = decide
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ class Factor:
     schedule: Schedule
     factor: Annotated[float, Field(gt=0, description="use 1")] = 1.0
     exact = False
-    wanted = _all_noisy
+    wanted = all_noisy
 
     def __post_init__(self):
         check_fields(self)
@@ -356,7 +356,7 @@ class Factor:
         count = torch.maximum(most, quota(canvas, self.schedule, t, s))
         return highest(scores, canvas.noisy, count)
 
-    __call__ = _decide
+    __call__ = decide
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ class EntropyBound:
 
     schedule: Schedule
     gamma: Annotated[float, Field(ge=0, description="in nats")] = 0.1
-    wanted = _all_noisy
+    wanted = all_noisy
 
     def __post_init__(self):
         check_fields(self, gamma="entropy bound gamma")
@@ -388,7 +388,7 @@ class EntropyBound:
         count = torch.maximum(within.sum(1), quota(canvas, self.schedule, t, s))
         return highest(-entropy, canvas.noisy, count)
 
-    __call__ = _decide
+    __call__ = decide
 
 
 @dataclass(frozen=True)
@@ -401,7 +401,7 @@ class Klass:
     eps: Positive = 0.015
     patience: Count = 2
     exact = False
-    wanted = _all_noisy
+    wanted = all_noisy
 
     def __post_init__(self):
         check_fields(self, "KLASS {}")

@@ -41,7 +41,8 @@ class Writing:
         ),
     ] = None
     step: Annotated[
-        str | None, typer.Option(help=f"Step rule: {STEP_NAMES}. None: the model's own.")
+        str | None,
+        typer.Option(help=f"Step rule: {STEP_NAMES}; or package.module:Rule. None: the model's."),
     ] = None
     step_options: Annotated[
         list[str] | None,

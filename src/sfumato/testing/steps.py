@@ -16,10 +16,16 @@ from sfumato.types import Canvas, Sharp, Step
 def check_step(step: Step, corruption: Corruption, *, revises: bool = False) -> None:
     """A rule decides noisy positions from logits it asked for, writes nothing else, and ends.
 
-    `revises`: the rule may take decisions back. A rule that says it is `exact` must also draw from
-    the law of a perfect denoiser. Give the corruption a small vocabulary (4 to 8 tokens).
+    `revises`: the rule may take decisions back, as one that says so itself. A rule that says it is
+    `exact` must also draw from the law of a perfect denoiser. Give the corruption a small
+    vocabulary (4 to 8 tokens).
     """
-    expect(isinstance(step.exact, bool), f"exact must be True or False; got {step.exact!r}")
+    exact = getattr(step, "exact", None)
+    expect(isinstance(exact, bool), f"exact must be True or False; got {exact!r}")
+    for name in ("wanted", "__call__"):
+        there = callable(getattr(type(step), name, None)) and not isinstance(step, type)
+        expect(there, f"a rule is an object with a method {name}; {step!r} has none")
+    revises = revises or bool(getattr(step, "revises", False))
     rng = Rng.from_seed(1, 6)
     canvas = _half_done(corruption, rng)
     network = _Network.random(corruption)
@@ -158,7 +164,7 @@ class _Watched:
         expect(
             self.revises or bool(kept.all()),
             "decided positions must stay as they are; if taking decisions back is the point, "
-            "check the rule with revises=True",
+            "the rule has to say revises = True",
         )
 
 

@@ -1,0 +1,153 @@
+"""The step rules by their names, and rules of a user's own.
+
+`STEPS` is the one table. What else `step=` takes is accepted here and nowhere else: a rule itself,
+a class that makes one for a corruption, and the name of either as `package.module:Rule`.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import PlainValidator
+
+from sfumato.corruption import Corruption
+from sfumato.errors import ConfigError, SfumatoError, near
+from sfumato.published import KlassPublished, WinoPublished
+from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
+from sfumato.steps import (
+    Ancestral,
+    EntropyBound,
+    Factor,
+    FirstHitting,
+    Klass,
+    LeftToRight,
+    LowEntropy,
+    Margin,
+    RandomOrder,
+    Threshold,
+    TopConfidence,
+    TopProbability,
+)
+from sfumato.types import Step
+
+# what a user may give as a step: `rule_for` says what becomes of it
+StepGiven = Annotated[str | Callable[..., Any] | None, PlainValidator(lambda given: given)]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A step rule by its name: how it is made for a corruption, and its own options."""
+
+    make: Callable[..., Step]  # of a corruption, with every option by name
+    defaults: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self, name: str, options: Mapping[str, float]) -> None:
+        """Raise if the rule, which goes by `name`, has no such option."""
+        for key in options:
+            if key not in self.defaults:
+                hint = near(key, self.defaults) if self.defaults else "; it has none"
+                raise ConfigError(f"step '{name}' has no option '{key}'{hint}")
+
+    def __call__(self, corruption: Corruption, options: Mapping[str, float]) -> Step:
+        return self.make(corruption, **{**self.defaults, **options})
+
+
+def _rule(make: Callable[..., Step], **defaults: float) -> Rule:
+    return Rule(make, defaults)
+
+
+STEPS: dict[str, Rule] = {
+    "ancestral": _rule(Ancestral),
+    "first_hitting": _rule(lambda c: FirstHitting(c.schedule)),
+    "random": _rule(lambda c: RandomOrder(c.schedule)),
+    "left_to_right": _rule(lambda c: LeftToRight(c.schedule)),
+    "confidence": _rule(lambda c: TopConfidence(c.schedule)),
+    "probability": _rule(lambda c: TopProbability(c.schedule)),
+    "margin": _rule(lambda c: Margin(c.schedule)),
+    "entropy": _rule(lambda c: LowEntropy(c.schedule)),
+    "threshold": _rule(lambda c, level: Threshold(c.schedule, level), level=0.9),
+    "factor": _rule(lambda c, factor: Factor(c.schedule, factor), factor=1.0),
+    "entropy_bound": _rule(lambda c, gamma: EntropyBound(c.schedule, gamma), gamma=0.1),
+    "klass": _rule(lambda c, **own: Klass(c.schedule, **own), level=0.6, eps=0.015, patience=2),
+    "remask_cap": _rule(lambda c, eta: Remasking(c.schedule, c.mask_id, Cap(eta)), eta=0.02),
+    "remask_rescale": _rule(
+        lambda c, eta: Remasking(c.schedule, c.mask_id, Rescale(eta)), eta=0.02
+    ),
+    # eta is of all decided tokens together: the share of steps that take one back. Its authors have
+    # 1.0, on whole texts of 1,024 tokens; in blocks that costs quality (docs/log.md)
+    "remask_confidence": _rule(
+        lambda c, eta: Remasking(c.schedule, c.mask_id, Cap(eta), by_confidence=True), eta=0.02
+    ),
+    "remask_loop": _rule(
+        lambda c, **own: loop(c.schedule, c.mask_id, **own),
+        eta=0.02,
+        t_on=0.55,
+        t_off=0.05,
+        alpha_on=0.9,
+    ),
+    "wino": _rule(lambda c, **own: Wino(c.schedule, c.mask_id, **own), draft=0.6, verify=0.9),
+    "wino_published": _rule(
+        lambda c, **own: WinoPublished(c.schedule, c.mask_id, **own), draft=0.6, verify=0.9
+    ),
+    "klass_published": _rule(
+        lambda c, **own: KlassPublished(c.schedule, **own), level=0.6, eps=0.015, patience=2
+    ),
+}
+
+
+def rule_for(given: object, corruption: Corruption, options: Mapping[str, float]) -> Step:
+    """The rule that is meant; `options` are for rules by name and for classes."""
+    if isinstance(given, str) and ":" not in given:
+        if given not in STEPS:
+            raise ConfigError(f"unknown step '{given}'{near(given, STEPS)}")
+        STEPS[given].check(given, options)
+        return STEPS[given](corruption, options)
+    name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+    own = _imported(given) if isinstance(given, str) else given
+    if (callable(own) and not hasattr(own, "wanted")) or isinstance(own, type):
+        try:
+            own = own(corruption, **options)
+        except SfumatoError:
+            raise
+        except Exception as error:  # of a stranger's code
+            raise ConfigError(
+                f"step {name} cannot be made of a corruption and the options {dict(options)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    elif options:
+        raise ConfigError(f"step {name} is a rule as it is: put its options {[*options]} into it")
+    for wanted, there in (
+        ("`exact`, True or False", isinstance(getattr(own, "exact", None), bool)),
+        ("a method `wanted`", callable(getattr(own, "wanted", None))),
+        ("a method `__call__`", callable(own)),
+    ):
+        if not there:
+            raise ConfigError(
+                f"step must be the name of a rule, package.module:Rule, or a rule; {name} has not "
+                f"{wanted}: see docs/adding.md, and try it with sfumato.testing.check_step"
+            )
+    return own  # type: ignore[return-value]
+
+
+def rule_name(given: object) -> str | None:
+    """How a rule is called in a record: its name, or as it prints."""
+    return given if given is None or isinstance(given, str) else repr(given)
+
+
+def _imported(name: str) -> object:
+    """What package.module:Rule names; modules of the working folder come last."""
+    place, _, attribute = name.partition(":")
+    here, path = str(Path.cwd()), list(sys.path)
+    try:
+        sys.path.append(here)
+        return getattr(importlib.import_module(place), attribute)
+    except Exception as error:  # of a stranger's code
+        raise ConfigError(
+            f"step '{name}' cannot be imported: {type(error).__name__}: {error}; give it as "
+            "package.module:Rule, of a module that is installed or in the working folder"
+        ) from error
+    finally:
+        sys.path[:] = path
