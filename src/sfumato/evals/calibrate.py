@@ -158,6 +158,8 @@ def _own(lm: DiffusionLM, grid: Grid) -> list[Setting]:
     """How the model decodes now, if texts have a likelihood under it, and nothing else is it."""
     now = lm.options
     step, block = now.step or "ancestral", None if lm.block_size else now.block
+    if not isinstance(step, str):
+        return []  # a rule of a user's own, which no record can name
     one_each = now.num_steps is None or now.num_steps == grid.canvas
     own = Setting(step, dict(now.step_options), None if one_each else now.num_steps, block)
     sizes = {family.settings[0].block for family in grid.families}
