@@ -88,6 +88,8 @@ class Generation:
     num_steps: int  # steps taken
     tokens_per_step: float  # new positions decided a step, mean over rows
     options: GenerationOptions  # these make the same texts again
+    log_probs: tuple[float, ...] = ()  # of candidates: log p of each row's fills
+    searched: tuple[str, ...] = ()  # ... the best of "all" fills, or of those that were "drawn"
 
     @property
     def text(self) -> str:

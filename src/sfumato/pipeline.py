@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfumato.approximate import ApproximateCache
 from sfumato.blockwise import generate_blocks
+from sfumato.candidates import candidates as find_candidates
 from sfumato.conditions import Texts, check_conditions, reading, repeated, source_rows
 from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
@@ -176,22 +177,21 @@ class DiffusionLM:
         source: Texts | None = None,
         gap_length: int | str | tuple[int, int] = 16,
         num_samples: int = 1,
+        candidates: int | None = None,
         filters: Sequence[Filter] = (),
         **changes: Any,
     ) -> Generation:
         """Fill the gaps (`____`) of a text; what is around them stays as it is, byte by byte.
 
         Every gap gets `gap_length` tokens; of a range, as (2, 12), or of "auto", from 1 to 16, the
-        model chooses a number for each gap (`sfumato.gaps`).
+        model chooses a number for each gap (`sfumato.gaps`). With `candidates`, so many of the
+        likeliest different fills, best first, with their log-probabilities (`sfumato.fills`).
         """
-        task = self.start_infill(
-            text,
-            source=source,
-            gap_length=gap_length,
-            num_samples=num_samples,
-            filters=filters,
-            **changes,
-        )
+        if candidates is not None:
+            asked = (*repeated(text, source, num_samples), candidates, gap_length, filters, changes)
+            return find_candidates(self, *asked)
+        asked = {"source": source, "gap_length": gap_length, "num_samples": num_samples}
+        task = self.start_infill(text, **asked, filters=filters, **changes)
         return self.finish(_last(self.run(task)))
 
     def show(self, page: Page, row: int = 0, noise: str = NOISE) -> str:

@@ -50,6 +50,9 @@ def generate(
         str | None,
         typer.Option(help="Tokens a gap; 2-12 or auto: the model chooses.", show_default="16"),
     ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Of --infill: so many of the likeliest fills, with log p.")
+    ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Texts to write.")] = 1,
     writing: Writing,
     showing: Showing,
@@ -61,6 +64,8 @@ def generate(
         raise ConfigError("give a prompt or --infill, not both")
     if infill is None and gap_length is not None:
         raise ConfigError("--gap-length is for --infill; the length of a new text is --length")
+    if infill is None and candidates is not None:
+        raise ConfigError("--candidates are for --infill; give it a text with a gap")
     text, source = read_texts(prompt if infill is None else infill, source)
     whole = infill is not None or writing.grow is not None  # needs full attention
     model = model or (STORIES_INFILL if whole else STORIES)
@@ -73,13 +78,22 @@ def generate(
 
         recorder = Recorder()
     begin = time.perf_counter()
+    gaps = {} if gap_length is None else {"gap_length": gap_length}
+    if candidates is not None:
+        if num_samples != 1 or showing.trajectory is not None or recorder is not None:
+            raise ConfigError(
+                "candidates are found, not written step by step; leave out --num-samples, "
+                "--trajectory and --html"
+            )
+        found = lm.infill(text, source=source, candidates=candidates, **gaps, **changes)
+        _print_candidates(found, model if showing.as_json else None)
+        return
     request = {"source": source, "num_samples": num_samples, **changes}
     if recorder is not None:
         request["filters"] = (recorder,)
     if infill is None:
         task = lm.start(text, **request)
     else:
-        gaps = {} if gap_length is None else {"gap_length": gap_length}
         task = lm.start_infill(text, **gaps, **request)
     screen = open_console()
     coloured = showing.live and not showing.as_json and is_drawable(screen)
@@ -124,6 +138,17 @@ def _last(pages: Iterator["Page"]) -> tuple["Page", bool]:
     except KeyboardInterrupt:
         return last, True
     return last, False
+
+
+def _print_candidates(found: "Generation", model: str | None) -> None:
+    """A line for each, with its log-probability; as JSON with the name of the model."""
+    if model is not None:
+        typer.echo(json.dumps({"model": model} | found.as_dict(), ensure_ascii=False))
+        return
+    for nats, text in zip(found.log_probs, found.full_texts, strict=True):
+        typer.echo(f"{nats:8.3f}  {text}")
+    exact = "all" in found.searched
+    tell(f"log p and text, {'of all fills' if exact else 'the best that were drawn'}", "dim")
 
 
 def _print_texts(lm: "DiffusionLM", page: "Page", screen: "Console | None") -> None:
