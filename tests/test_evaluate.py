@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import sys
@@ -21,6 +22,7 @@ from sfumato.errors import (
 from sfumato.evals.evaluate import EvaluateOptions, evaluate
 from sfumato.evals.held_out import count_bytes
 from sfumato.evals.record import write
+from sfumato.pipeline import DiffusionLM
 
 TEXTS = [f"{sentence} \u00f1\u4e16{n}" for n in range(10) for sentence in SENTENCES]
 
@@ -268,6 +270,40 @@ def test_the_same_seed_gives_the_same_record(tiny, data):
     first = measured(tiny["packed"], data, rows=4, seed=1)
     assert measured(tiny["packed"], data, rows=4, seed=1) == first
     assert measured(tiny["packed"], data, rows=4, seed=2) != first
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("shape", ["one text", "many texts", "one line each"])
+def test_as_many_rows_are_taken_as_asked_for_whatever_the_file(tiny, tmp_path, layout, shape):
+    path = tmp_path / "text.txt"
+    parts = {"one text": " ", "many texts": "\n<|endoftext|>\n", "one line each": "\n"}
+    path.write_text(parts[shape].join(SENTENCES * 40))
+    lm, folder = tiny[layout]
+    options = EvaluateOptions(rows=8, num_samples=1)
+    found = evaluate(lm, Source(str(path)), options, model_name=folder)["results"]
+    assert found["rows"] == 8
+    if shape != "many texts":  # the first rows of one text, none of them with its end
+        ids = [lm.special.bos, *lm.encode([path.read_text()])[0]][: 8 * CANVAS]
+        assert found["likelihood"]["tokens"] == len(ids) == 8 * CANVAS
+        assert found["likelihood"]["bytes"] == len(lm.tokenizer.decode(ids[1:]).encode())
+
+
+def test_bytes_are_those_of_the_original_where_a_tokenizer_changes_text(tmp_path):
+    from tokenizers import normalizers
+
+    lm = tiny_lm(layout="packed")
+    lm = DiffusionLM(lm.model, copy.deepcopy(lm.tokenizer), lm.options)
+    lm.tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    texts = [f"{n} cafe\u0301s " * (n % 9) + "and tea" for n in range(20)]
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    model = (lm, str(saved(lm, tmp_path / "model")))
+    original = sum(len(text.encode()) for text in texts)
+    assert measured(model, path, num_samples=1)["likelihood"]["bytes"] == original
+    options = {"validation": 0.5, "workers": 1, "lossy": True}
+    facts = prepare(path, tmp_path / "out", lm.tokenizer, **options).facts["splits"]["validation"]
+    found = measured(model, tmp_path / "out", num_samples=1)["likelihood"]
+    assert found["bytes"] == facts["bytes"]
 
 
 def test_the_source_is_named(tiny, text):

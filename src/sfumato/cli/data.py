@@ -25,6 +25,9 @@ class Tokens:
     vocab_size: Annotated[
         int | None, typer.Option(help="Or: train one of this size.", show_default="8192")
     ] = None
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Take one that changes text; count what it changes.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def data_prepare(
             "vocab_size": vocab_size,
             "validation": validation,
             "workers": workers,
+            "lossy": tokens.lossy,
             "progress": lambda p: tell(f"{p.documents:,} documents, {p.tokens:,} tokens"),
         }
         if pairs is None:
@@ -151,4 +155,13 @@ def _tell_splits(facts: dict[str, Any], side: str = "") -> None:
             f"{counts['bytes_per_token']:.2f} bytes a token"
             + (f", {lengths['p50']:,} tokens in the median document, " if lengths else "")
             + (f"{lengths['p100']:,} in the longest" if lengths else "")
+        )
+    if facts["changes"]["documents"]:
+        kept, whole = (
+            sum(counts[name] for counts in facts["splits"].values())
+            for name in ("kept_bytes", "bytes")
+        )
+        typer.echo(
+            f"{side}changed by the tokenizer: {facts['changes']['documents']:,} documents, "
+            f"{whole:,} bytes are {kept:,}; {facts['changes']['example']}"
         )

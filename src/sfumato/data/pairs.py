@@ -206,6 +206,7 @@ def prepare_pairs(
     validation: float = 0.05,
     workers: int | None = None,
     shard: int = SHARD,
+    lossy: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> PreparedPairs:
     """Tokenize both sides of all pairs into a folder; the arguments are those of `prepare`.
@@ -224,6 +225,7 @@ def prepare_pairs(
         "validation": validation,
         "workers": workers,
         "shard": shard,
+        "lossy": lossy,
         "progress": progress,
     }
     targets = prepare(

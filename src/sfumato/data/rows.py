@@ -48,6 +48,7 @@ class Rows:
         self.filler: int = prepared.facts["tokenizer"]["filler"]
         self.num_tokens: int = counts["tokens"]
         self.num_bytes: int = counts["bytes"]  # of the text, in UTF-8
+        self.kept_bytes: int = counts["kept_bytes"]  # of them, what the tokens stand for
         if layout == "packed":
             self.row_ends = None
             self.num_rows = -(-self.num_tokens // length)
@@ -143,6 +144,7 @@ class PairRows:
         PreparedPairs.open(folder)
         self.args = {"folder": Path(folder), "split": split, "length": length}
         self.rows = Rows(Path(folder) / TARGETS, split, length=length, layout="padded")
+        self.num_bytes, self.kept_bytes = self.rows.num_bytes, self.rows.kept_bytes
         self.tokens, self.ends = Prepared.open(Path(folder) / SOURCES).split(split)
 
     def __len__(self) -> int:

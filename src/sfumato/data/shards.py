@@ -10,6 +10,7 @@ import numpy as np
 
 from sfumato.data.documents import Piece
 from sfumato.data.prepared import ENDS, SPLITS, token_dtype
+from sfumato.data.round_trip import difference, read_back
 from sfumato.data.tokenizer import SpecialIds, encode
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Passage(NamedTuple):
 
     text: str
     split: str
+    document: int  # its number, from 0
     begins: bool  # the document begins here: bos
     ends: bool  # the document ends here: eos
     closes: bool  # what follows in this split is another document
@@ -41,6 +43,15 @@ class Encoded(NamedTuple):
 
     tokens: np.ndarray  # [n] of the files' type
     ends: np.ndarray  # [documents that end here] int64, counted from the shard's start
+    kept_bytes: int  # of the text that the tokens stand for
+
+
+class Checked(NamedTuple):
+    """A shard's tokens, and what of its text they do not keep."""
+
+    splits: dict[str, Encoded]
+    changed: list[int]  # numbers of documents, in order
+    example: str | None
 
 
 def assign(pieces: Iterable[Piece], validation: float) -> Iterator[Passage]:
@@ -55,14 +66,15 @@ def assign(pieces: Iterable[Piece], validation: float) -> Iterator[Passage]:
         before = math.floor(number * validation + start)
         return SPLITS[math.floor((number + 1) * validation + start) > before]
 
-    number, start = 0, 0.0
+    number, start, document = 0, 0.0, 0
     for text, ends, key in pieces:
         if number == 0:
             digest = hashlib.blake2b((key or text).encode(), digest_size=6).digest()
             start = int.from_bytes(digest, "big") / 2**48
         here, following = split(number), split(number + 1)
-        yield Passage(text, here, number == 0, ends, ends or here != following)
+        yield Passage(text, here, document, number == 0, ends, ends or here != following)
         number = 0 if ends else number + 1
+        document += ends
 
 
 def shards(passages: Iterable[Passage], size: int) -> Iterator[Shard]:
@@ -91,26 +103,46 @@ def _shard(passages: list[Passage], digest: str) -> Shard:
 
 
 def encode_shard(
-    shard: Shard, tokenizer: "PreTrainedTokenizerFast", special: SpecialIds
-) -> dict[str, Encoded]:
-    """Tokens and document ends of each split."""
+    shard: Shard,
+    tokenizer: "PreTrainedTokenizerFast",
+    special: SpecialIds,
+    *,
+    verify: bool = False,
+) -> Checked:
+    """Tokens and document ends of each split; with `verify`, tokens are read back and compared."""
     bos = [] if special.bos is None else [special.bos]
     rows: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
     ends: dict[str, list[int]] = {split: [] for split in SPLITS}
-    sizes = dict.fromkeys(SPLITS, 0)
+    sizes, kept = dict.fromkeys(SPLITS, 0), dict(shard.num_bytes)
+    changed: list[int] = []
+    example = None
     for first in range(0, len(shard.passages), BATCH):
         batch = shard.passages[first : first + BATCH]
-        for passage, ids in zip(batch, encode(tokenizer, [p.text for p in batch]), strict=True):
+        encoded = encode(tokenizer, [p.text for p in batch])
+        for passage, ids in zip(batch, encoded, strict=True):
             row = bos * passage.begins + ids + [special.eos] * passage.ends
             rows[passage.split].append(row)
             sizes[passage.split] += len(row)
             if passage.closes:
                 ends[passage.split].append(sizes[passage.split])
+        backs = read_back(tokenizer, encoded) if verify else [p.text for p in batch]
+        for passage, back in zip(batch, backs, strict=True):
+            if back != passage.text:
+                kept[passage.split] += len(back.encode()) - len(passage.text.encode())
+                changed.append(passage.document)
+                example = example or _example(passage, back)
     dtype = token_dtype(len(tokenizer))
-    return {
+    splits = {
         split: Encoded(
             tokens=np.fromiter(itertools.chain.from_iterable(rows[split]), dtype, sizes[split]),
             ends=np.array(ends[split], ENDS),
+            kept_bytes=kept[split],
         )
         for split in SPLITS
     }
+    return Checked(splits, sorted(set(changed)), example)
+
+
+def _example(passage: Passage, back: str) -> str:
+    piece = "" if passage.begins else "a later piece, "
+    return f"document {passage.document + 1}, {piece}{difference(passage.text, back)}"

@@ -34,11 +34,11 @@ from sfumato.data.prepared import (
     length_statistics,
     token_dtype,
 )
-from sfumato.data.shards import Encoded, Shard, assign, encode_shard, shards
+from sfumato.data.round_trip import Changes, can_join, is_lossless, refuse_changes
+from sfumato.data.shards import Checked, Encoded, Shard, assign, encode_shard, shards
 from sfumato.data.sources import Readable, Source
 from sfumato.data.tally import Tally
 from sfumato.data.tokenizer import (
-    encode,
     fingerprint,
     load_tokenizer,
     save_tokenizer,
@@ -56,6 +56,7 @@ JOURNAL_SHAPE = {
     "request": dict,
     "shards": int,
     "digest": str,
+    "changes": dict,
     "totals": dict.fromkeys(SPLITS, list),
 }
 LOCK = "lock"  # its being there means nothing, only a lock on it does
@@ -83,6 +84,7 @@ def prepare(
     validation: float = 0.05,
     workers: int | None = None,
     shard: int = SHARD,
+    lossy: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Prepared:
     """Tokenize a source into a folder of memory-mapped files; see `prepared.py` for the layout.
@@ -92,6 +94,8 @@ def prepare(
     validation: share of the text to hold out. Which split a document goes to depends on its text
         alone, so exact copies are never in both.
     workers: threads; by default one for each core.
+    lossy: take a tokenizer that does not give every text back as it was, which else is an error.
+        Every document is compared, unless the tokenizer's parts prove that nothing is lost.
 
     A document is stored as bos (if the tokenizer has one), its tokens, eos. Documents of more
     than 32,768 characters are held out in part: every so many of their pieces go to validation.
@@ -125,12 +129,18 @@ def prepare(
                 journal = _open_journal(out, request)
                 tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
                 taken = Tally()
-                journal = _tokenize(source, out, tokenizer, journal, taken, workers, progress)
+                whole = name if not lossy else None
+                journal = _tokenize(
+                    source, out, tokenizer, journal, taken, workers, progress, whole=whole
+                )
                 _finish(source, out, tokenizer, name, journal, taken)
             for leftover in (JOURNAL, LOCK):
                 (out / leftover).unlink(missing_ok=True)
     done = Prepared.open(out)
     _check_request(out, done.facts["request"], request)
+    if not lossy:
+        documents = sum(counts["documents"] for counts in done.facts["splits"].values())
+        refuse_changes(Changes(**done.facts["changes"]), documents, name)
     _check_source_size(done, source)
     return done
 
@@ -201,12 +211,14 @@ class Totals(NamedTuple):
     tokens: int = 0
     documents: int = 0
     bytes: int = 0  # of text, in UTF-8
+    kept_bytes: int = 0  # of what the tokens stand for
 
     def plus(self, encoded: Encoded, num_bytes: int) -> "Totals":
         return Totals(
             self.tokens + len(encoded.tokens),
             self.documents + len(encoded.ends),
             self.bytes + num_bytes,
+            self.kept_bytes + encoded.kept_bytes,
         )
 
 
@@ -217,6 +229,7 @@ class Journal:
     request: dict[str, Any]
     shards: int = 0
     digest: str = ""  # of all text of the source up to here
+    changes: Changes = field(default_factory=Changes)  # what the tokenizer does not keep
     totals: dict[str, Totals] = field(default_factory=lambda: dict.fromkeys(SPLITS, Totals()))
 
 
@@ -240,7 +253,8 @@ def _open_journal(out: Path, request: dict[str, Any]) -> Journal:
         check_shape(stored, JOURNAL_SHAPE, out / JOURNAL, remedy)
         with foreign(out / JOURNAL, remedy):
             totals = {split: Totals(*numbers) for split, numbers in stored["totals"].items()}
-            journal = Journal(**{**stored, "totals": totals})
+            changes = Changes(**stored["changes"])
+            journal = Journal(**{**stored, "totals": totals, "changes": changes})
         if journal.shards:
             _check_request(out, journal.request, request)
             return journal
@@ -280,13 +294,20 @@ def _tokenize(
     taken: Tally,
     workers: int,
     progress: Callable[[Progress], None] | None,
+    *,
+    whole: str | None,  # the tokenizer's name, if all text has to come back
 ) -> Journal:
     """Append every shard that the journal does not have yet."""
     dtype = token_dtype(len(tokenizer))
-    pieces = source.pieces(PIECE if _can_join(tokenizer) else None, taken)
+    pieces = source.pieces(PIECE if can_join(tokenizer) else None, taken)
     todo = shards(assign(pieces, journal.request["validation"]), journal.request["shard"])
     _skip(todo, journal, out)
-    work = partial(encode_shard, tokenizer=tokenizer, special=special_ids(tokenizer))
+    work = partial(
+        encode_shard,
+        tokenizer=tokenizer,
+        special=special_ids(tokenizer),
+        verify=not is_lossless(tokenizer),
+    )
     with ThreadPoolExecutor(workers) as pool, _no_inner_threads(), ExitStack() as stack:
         files = {}
         for split, totals in journal.totals.items():
@@ -295,8 +316,11 @@ def _tokenize(
                 ("documents.bin", totals.documents * ENDS.itemsize),
             ):
                 files[split, name] = stack.enter_context(_reopen(out / split / name, size))
-        for shard, encoded in _in_order(pool, work, todo, ahead=workers):
-            for split, part in encoded.items():
+        for shard, done in _in_order(pool, work, todo, ahead=workers):
+            changes = journal.changes.plus(done.changed, done.example)
+            if whole is not None:
+                refuse_changes(changes, shard.passages[-1].document + 1, whole)
+            for split, part in done.splits.items():
                 before = journal.totals[split].tokens
                 _append(out, files[split, "tokens.bin"], part.tokens)
                 _append(out, files[split, "documents.bin"], part.ends + before)
@@ -304,8 +328,9 @@ def _tokenize(
                 journal,
                 shards=journal.shards + 1,
                 digest=shard.digest,
+                changes=changes,
                 totals={
-                    split: totals.plus(encoded[split], shard.num_bytes[split])
+                    split: totals.plus(done.splits[split], shard.num_bytes[split])
                     for split, totals in journal.totals.items()
                 },
             )
@@ -324,12 +349,6 @@ def _progress(journal: Journal) -> Progress:
     )
 
 
-def _can_join(tokenizer: "PreTrainedTokenizerFast") -> bool:
-    """Whether tokens of pieces are tokens of the whole: not if every text gets a space in front."""
-    whole, *parts = encode(tokenizer, ["a b", "a", " b"])
-    return whole == parts[0] + parts[1]
-
-
 def _skip(todo: Iterator[Shard], journal: Journal, out: Path) -> None:
     """Pass over the shards that the journal has, and make sure that they are still the same."""
     digest = ""
@@ -344,12 +363,12 @@ def _skip(todo: Iterator[Shard], journal: Journal, out: Path) -> None:
 
 def _in_order(
     pool: ThreadPoolExecutor,
-    work: Callable[[Shard], dict[str, Encoded]],
+    work: Callable[[Shard], Checked],
     todo: Iterator[Shard],
     ahead: int,
-) -> Iterator[tuple[Shard, dict[str, Encoded]]]:
+) -> Iterator[tuple[Shard, Checked]]:
     """The results in the shards' order, with a bounded number of shards under way."""
-    pending: deque[tuple[Shard, Future[dict[str, Encoded]]]] = deque()
+    pending: deque[tuple[Shard, Future[Checked]]] = deque()
     for shard in todo:
         pending.append((shard, pool.submit(work, shard)))
         if len(pending) > ahead:
@@ -415,6 +434,7 @@ def _finish(
         "request": journal.request,
         "source_bytes": source.num_bytes(),
         "taken": taken.as_dict(),
+        "changes": asdict(journal.changes),
         "tokenizer": {
             "name": name,
             "fingerprint": fingerprint(tokenizer),

@@ -154,7 +154,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> 
 
 def encode(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[list[int]]:
     """Token ids of each text: nothing is added, nothing is cut, nothing is read as special."""
-    backend = _backend(tokenizer)
+    backend = fast_backend(tokenizer)
     # Set only where needed: a change while another thread encodes is an error in the library.
     if not backend.encode_special_tokens:
         backend.encode_special_tokens = True
@@ -165,7 +165,8 @@ def encode(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[list[
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _backend(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
+def fast_backend(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
+    """What is inside a fast tokenizer: only these are taken."""
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(
             f"{type(tokenizer).__name__} is a tokenizer in Python; "
@@ -217,14 +218,14 @@ def token_bytes(tokenizer: "PreTrainedTokenizerFast", size: int) -> list[bytes |
 
     Only byte-level tokenizers have such bytes: others put spaces between tokens, or take them away.
     """
-    parts = json.loads(_backend(tokenizer).to_str())["decoder"] or {}
+    parts = json.loads(fast_backend(tokenizer).to_str())["decoder"] or {}
     kinds = [parts.get("type"), *(part["type"] for part in parts.get("decoders", []))]
     if kinds not in (["ByteLevel"], ["Sequence", "ByteLevel"]):
         raise TokenizerError(
             f"a grammar needs a byte-level tokenizer, in which a token is always the same bytes; "
             f"this one decodes by {parts.get('type')}; use a model with a byte-level BPE"
         )
-    byte = _bytes_by_letter()
+    byte = bytes_by_letter()
     spelt = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     words: list[bytes | None] = [None] * size
     for token, letters in enumerate(spelt):
@@ -237,7 +238,7 @@ def token_bytes(tokenizer: "PreTrainedTokenizerFast", size: int) -> list[bytes |
     return words
 
 
-def _bytes_by_letter() -> dict[str, int]:
+def bytes_by_letter() -> dict[str, int]:
     """Byte-level BPE writes a byte as the letter of its number if that can be seen (in Latin-1),
     and others in their order as the letters from 256 on (GPT-2)."""
     seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -262,7 +263,7 @@ def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     Equal for a tokenizer and its saved copy. How a text is wrapped (post-processor) and cut or
     padded is left out, because `encode` uses neither.
     """
-    parts = json.loads(_backend(tokenizer).to_str())
+    parts = json.loads(fast_backend(tokenizer).to_str())
     model = parts["model"]
     # Older files join the two halves of a merge with a space.
     model["merges"] = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]

@@ -167,7 +167,7 @@ def _report(likelihood: Likelihood, held: Held, scored: str) -> dict[str, Any]:
         "accuracy": likelihood.accuracy,
         "accuracy_of": scored,
         "tokens": int(held.tokens.sum()),
-        "bytes": int(held.bytes.sum()),
+        "bytes": round(float(held.bytes.sum())),
     }
 
 

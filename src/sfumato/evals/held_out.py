@@ -4,9 +4,9 @@ What is independent are the texts. A long one goes on in further rows, and a pac
 several: so rows are counted in parts, each of one text in one row.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfumato.data.pairs import PreparedPairs, holds_pairs
 from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
+from sfumato.data.round_trip import is_lossless
 from sfumato.data.rows import open_rows
 from sfumato.data.sources import Source
 from sfumato.errors import ConfigError, DataError
@@ -24,6 +25,7 @@ from sfumato.pipeline import DiffusionLM
 from sfumato.types import Batch, PairBatch
 
 BATCH = 16  # rows in one forward pass
+GUESS = 8  # characters a token, at first: more than most tokens have
 BEFORE = 8  # tokens: more than those that can share a character of 4 bytes
 
 
@@ -35,9 +37,17 @@ class Held:
     part: Tensor  # [B, L] the part that a position belongs to
     owners: tuple[Tensor, ...]  # [C] each: the text of a part; its row, if rows hold several texts
     tokens: Tensor  # [C] tokens of a part up to and with the end: filling is no text
-    bytes: Tensor  # [C] UTF-8 bytes that they spell
+    bytes: Tensor  # [C] UTF-8 bytes of the text that they stand for
     texts: list[str]
     name: dict[str, Any]
+
+    def scaled(self, share: float | Sequence[float]) -> "Held":
+        """With the bytes of the original: so many, of each text or of all, for each spelt."""
+        shares = torch.tensor(share, dtype=torch.float32, device=self.bytes.device)
+        if bool((shares == 1).all()):
+            return self
+        each = shares[self.owners[0]] if shares.ndim else shares
+        return replace(self, bytes=self.bytes * each)
 
     def batches(self) -> Iterator[Batch]:
         """A few rows at a time."""
@@ -83,7 +93,7 @@ def shuffled(held: Held) -> Held:
 
 
 def held_out(lm: DiffusionLM, data: str | Path | Source, num_rows: int, num_texts: int) -> Held:
-    """At most so many rows, or texts of a source; and the first whole texts, for a judge."""
+    """At most so many rows; and the first whole texts, for a judge."""
     source = data if isinstance(data, Source) else Source(str(data))
     folder = Path(source.name).expanduser()
     if holds_pairs(folder):
@@ -92,19 +102,46 @@ def held_out(lm: DiffusionLM, data: str | Path | Source, num_rows: int, num_text
         return _from_pairs(lm, folder, num_rows)
     if (folder / PREPARED).exists() or (folder / JOURNAL).exists():
         return _from_prepared(lm, folder, num_rows, num_texts)
-    limit = min(max(num_rows, num_texts), source.limit or sys.maxsize)
-    texts = list(replace(source, limit=limit).documents())
+    texts = list(_beginnings(lm, source, num_rows))
     if not texts:
         raise DataError(f"{source.name} holds no text to evaluate on")
-    batch, text, owner = lm.rows(texts[:num_rows])
+    batch, text, owner = lm.rows(texts)
+    batch = type(batch)(*(column[:num_rows] for column in vars(batch).values()))
+    text, owner = text[:num_rows], owner[:num_rows]
     document = owner[:, None].expand(text.shape)
-    whole = [_cut(lm, text) for text in texts[:num_texts]]
-    return _held(lm, batch, text, document, whole, asdict(source))
+    whole = [_cut(lm, text) for text in islice(source.documents(), num_texts)]
+    held = _held(lm, batch, text, document, whole, asdict(source))
+    return held.scaled([_original_share(lm, one) for one in texts])
+
+
+def _beginnings(lm: DiffusionLM, source: Source, rows: int) -> Iterator[str]:
+    """Texts for so many rows: whole ones, and of a long one what is needed."""
+    canvas = _canvas(lm)
+    for text in source.documents():
+        size = min(rows * canvas * GUESS, len(text))
+        tokens = len(lm.encode([text[:size]])[0])
+        while tokens < (rows + 1) * canvas and size < len(text):
+            size = min(2 * size, len(text))
+            tokens = len(lm.encode([text[:size]])[0])
+        yield text[:size]
+        rows -= -(-tokens // canvas)
+        if rows <= 0:
+            return
+
+
+def _original_share(lm: DiffusionLM, text: str) -> float:
+    """Bytes of a text for each that its tokens spell: 1, but where the tokenizer changes text."""
+    if is_lossless(lm.tokenizer):
+        return 1.0
+    kept = len(lm.reader.decode(lm.encode([text])[0]).encode())
+    if not kept:
+        raise DataError(f"the tokenizer keeps nothing of a text: {text[:40]!r}")
+    return len(text.encode()) / kept
 
 
 def _from_prepared(lm: DiffusionLM, folder: Path, limit: int, wanted: int) -> Held:
     prepared = Prepared.open(folder, lm.tokenizer)
-    batch, text, document = _first_rows(lm, folder, limit)
+    batch, text, document, share = _first_rows(lm, folder, limit)
     split = prepared.split("validation")
     stops = split.ends[:wanted].tolist()
     texts = [
@@ -112,22 +149,23 @@ def _from_prepared(lm: DiffusionLM, folder: Path, limit: int, wanted: int) -> He
         for start, stop in zip([0, *stops], stops, strict=False)
     ]
     name = {"folder": str(folder), "split": "validation", "fingerprint": prepared.fingerprint}
-    return _held(lm, batch, text, document, texts, name)
+    return _held(lm, batch, text, document, texts, name).scaled(share)
 
 
 def _from_pairs(lm: DiffusionLM, folder: Path, limit: int) -> Held:
     prepared = PreparedPairs.open(folder)
     prepared.check_tokenizer(lm.tokenizer)
-    batch, text, _ = _first_rows(lm, folder, limit)
+    batch, text, _, share = _first_rows(lm, folder, limit)
     name = {"folder": str(folder), "split": "validation", "fingerprint": prepared.fingerprint}
     assert isinstance(batch, PairBatch), "rows of pairs"
     # the same source with another target is no other case
     own = batch.source.unique(dim=0, return_inverse=True)[1]
-    return _held(lm, batch, text, own[:, None].expand(text.shape), [], name)
+    return _held(lm, batch, text, own[:, None].expand(text.shape), [], name).scaled(share)
 
 
-def _first_rows(lm: DiffusionLM, folder: Path, limit: int) -> tuple[Batch, Tensor, Tensor]:
-    """Held-out rows as the model has learnt them, where they are text, and of which document."""
+def _first_rows(lm: DiffusionLM, folder: Path, limit: int) -> tuple[Batch, Tensor, Tensor, float]:
+    """Held-out rows as the model has learnt them, where they are text, and of which document; and
+    how many bytes of the original there are for each that the tokens spell."""
     layout: Any = lm.options.layout
     rows = open_rows(folder, "validation", length=_canvas(lm), layout=layout)
     taken = rows.batch(np.arange(min(limit, len(rows))))
@@ -139,7 +177,8 @@ def _first_rows(lm: DiffusionLM, folder: Path, limit: int) -> tuple[Batch, Tenso
         ends = (batch.tokens == lm.special.eos).long()
         text = text & (ends.cumsum(1) - ends == 0)
     first = torch.from_numpy(rows.documents(taken["row"])).to(lm.device)
-    return batch, text, first[:, None] + batch.segments
+    share = rows.num_bytes / rows.kept_bytes
+    return batch, text, first[:, None] + batch.segments, share
 
 
 def _held(
