@@ -385,7 +385,7 @@ def test_a_folder_with_another_preparation_is_refused(source, tmp_path, tokenize
     with pytest.raises(DataError, match=r"another preparation \(source .*limit"):
         prepare(Source(str(source), limit=5), tmp_path / "out", tokenizer)
     write(source, stories(61))
-    with pytest.raises(DataError, match="was prepared when the source had"):
+    with pytest.raises(DataError, match=r"prepared from other text: stories.jsonl changed"):
         prepare(source, tmp_path / "out", tokenizer)
 
 

@@ -52,7 +52,7 @@ class Reading:
 
     field: Annotated[str, typer.Option(help="Column or key of the text.")] = "text"
     separator: Annotated[
-        str | None, typer.Option(help="Line that ends a document in .txt files.")
+        str | None, typer.Option(help="Line that ends a document in .txt files: docs/data.md.")
     ] = None
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train"
     config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None

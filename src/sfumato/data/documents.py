@@ -102,6 +102,12 @@ def _at_borders(blocks: Iterable[str], separator: str | None) -> Iterator[tuple[
     yield held, False
 
 
+def count_borders(blocks: Iterable[str], separator: str, most: int) -> int:
+    """How many documents a separator ends in a text, counted up to `most`."""
+    ends = (ends for _, ends in _at_borders(blocks, separator) if ends)
+    return sum(1 for _ in itertools.islice(ends, most))
+
+
 def _border(separator: str | None) -> re.Pattern[str]:
     """What ends a document: a line feed and the separator's line behind it, without its end.
 

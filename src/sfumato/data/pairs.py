@@ -61,6 +61,10 @@ class Pairs:
         kind = [self.source_field, self.target_field] if self.source_field else "first-sentence"
         return {"pairs": kind, "skip_empty": self.skip_empty, **self.source.identity()}
 
+    def content(self) -> dict[str, str]:
+        """Digests of what is read, whole files also where a limit takes a part of them."""
+        return replace(self.source, limit=None).content()
+
     def __iter__(self) -> Iterator[Pair]:
         return (pair for pair, skipped in self.read() if skipped is None)
 
@@ -111,6 +115,7 @@ class Side:
 
     pairs: Pairs
     side: str  # SOURCES or TARGETS
+    digests: dict[str, str]  # of the source, which is read once for both
 
     @property
     def name(self) -> str:
@@ -118,6 +123,15 @@ class Side:
 
     def identity(self) -> dict[str, object]:
         return {**self.pairs.identity(), "side": self.side}
+
+    def content(self) -> dict[str, str]:
+        return self.digests
+
+    def stamps(self) -> list[tuple[int, int, int]]:
+        return self.pairs.source.stamps()
+
+    def one_text(self) -> int | None:
+        return None
 
     def num_bytes(self) -> int | None:
         return self.pairs.source.num_bytes()
@@ -228,10 +242,9 @@ def prepare_pairs(
         "lossy": lossy,
         "progress": progress,
     }
-    targets = prepare(
-        Side(pairs, TARGETS), out / TARGETS, tokenizer, vocab_size=vocab_size, **common
-    )
-    sources = prepare(Side(pairs, SOURCES), out / SOURCES, targets.tokenizer(), **common)
+    sides = {side: Side(pairs, side, pairs.content()) for side in (TARGETS, SOURCES)}
+    targets = prepare(sides[TARGETS], out / TARGETS, tokenizer, vocab_size=vocab_size, **common)
+    sources = prepare(sides[SOURCES], out / SOURCES, targets.tokenizer(), **common)
     if not (out / PAIRS).exists():
         counts = {split: targets.facts["splits"][split]["documents"] for split in SPLITS}
         facts = {

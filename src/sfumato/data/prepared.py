@@ -27,12 +27,15 @@ FORMAT = 2
 SPLITS: tuple[str, ...] = ("train", "validation")
 ENDS = np.dtype("<i8")
 DAMAGED = Remedy(DataError, "prepare into a new folder")
+COUNTS = ("tokens", "documents", "bytes", "kept_bytes")
 FACTS = {
     "fingerprint": str,
-    "request": dict,
+    "request": {"content": dict},
+    "taken": dict,
+    "changes": dict,
     "source_bytes": (int, type(None)),
     "tokenizer": {"name": str, "fingerprint": str, "vocab_size": int, "filler": int},
-    "splits": {name: {"tokens": int, "documents": int, "lengths": dict} for name in SPLITS},
+    "splits": {name: dict.fromkeys(COUNTS, int) | {"lengths": dict} for name in SPLITS},
 }
 PERCENTILES = (1, 5, 25, 50, 75, 90, 95, 99, 100)
 

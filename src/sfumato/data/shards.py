@@ -54,6 +54,21 @@ class Checked(NamedTuple):
     example: str | None
 
 
+def hold_end(pieces: Iterable[Piece], validation: float, characters: int) -> Iterator[Passage]:
+    """The passages of one document of so many characters, of which the end is held out."""
+    left = min(round(characters * (1 - validation)), characters - 1)  # to learn from
+    begins = True
+    for text, ends, _ in pieces:
+        cut = text.rfind(" ", 1, left) if 0 < left < len(text) else left
+        cut = min(max(cut if cut > 0 else left, 0), len(text))
+        for part, split, last in ((text[:cut], "train", False), (text[cut:], "validation", ends)):
+            if part or last:
+                closes = last or (split == "train" and left <= len(text))
+                yield Passage(part, split, 0, begins, last, closes)
+                begins = False
+        left -= len(text)
+
+
 def assign(pieces: Iterable[Piece], validation: float) -> Iterator[Passage]:
     """Choose a split for every piece, by the text alone (or what stands for it, its key).
 

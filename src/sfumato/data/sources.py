@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from sfumato.data.documents import END_OF_TEXT, PIECE, Piece, cut, split_text
+from sfumato.data.documents import END_OF_TEXT, PIECE, Piece, count_borders, cut, split_text
 from sfumato.data.formats import (
     TEXT,
     Record,
@@ -22,6 +22,7 @@ from sfumato.data.formats import (
     read_text,
     text_of,
 )
+from sfumato.data.identity import digest_file, digest_texts, stamps
 from sfumato.data.tally import (
     EMPTY_FILES,
     HIDDEN_FILES,
@@ -32,6 +33,9 @@ from sfumato.data.tally import (
 )
 from sfumato.errors import ConfigError, DataError, told
 
+AUTO = "auto"  # documents end where the text shows it
+MANY = 100  # blank lines: enough documents that some are held out
+
 
 class Readable(Protocol):
     """What can be prepared: documents, always the same in the same order."""
@@ -39,6 +43,9 @@ class Readable(Protocol):
     @property
     def name(self) -> str: ...
     def identity(self) -> dict[str, object]: ...
+    def content(self) -> dict[str, str]: ...
+    def stamps(self) -> list[tuple[int, int, int]]: ...
+    def one_text(self) -> int | None: ...
     def num_bytes(self) -> int | None: ...
     def pieces(self, size: int | None = ..., tally: Tally | None = ...) -> Iterator[Piece]: ...
     def sample(self, characters: int) -> Iterator[str]: ...
@@ -52,14 +59,16 @@ class Source:
         folder of them, or the name of a data set on the Hugging Face Hub.
     field: the column or key that holds the text; .txt has none.
     separator: a line of a .txt file that holds this alone ends a document. "" means blank lines,
-        a line end means that every line is a document, None that every file is one.
+        a line end means that every line is a document, None that every file is one. "auto" is
+        `<|endoftext|>`; but a source of one text file without such lines is cut at its blank
+        lines if it has at least 100, else it is one document.
     split, config, streaming: for a data set on the Hub only.
     limit: read this many documents at most.
     """
 
     name: str
     field: str = "text"
-    separator: str | None = END_OF_TEXT
+    separator: str | None = AUTO
     split: str = "train"
     config: str | None = None
     streaming: bool = True
@@ -92,12 +101,54 @@ class Source:
         return []
 
     def identity(self) -> dict[str, object]:
-        """What must stay equal for an interrupted preparation to go on."""
+        """What was asked for: it must stay equal for an interrupted preparation to go on."""
         if files := self.files():
-            place = {"files": [path.name for path in files], "separator": self.separator}
+            names: list[str] = [self._short(path) for path in files]
+            place = {"files": names, "separator": self.separator}
         else:
             place = {"hub": self.name, "split": self.split, "config": self.config}
         return place | {"field": self.field, "limit": self.limit}
+
+    def content(self) -> dict[str, str]:
+        """Digests of what the text is read from; reads all of it. None of a data set on the Hub.
+
+        With a limit, of the documents themselves, so that large files are not read for a few.
+        """
+        files = self.files()
+        if files and self.limit is not None:
+            return {"documents": digest_texts(self.documents())}
+        return {self._short(path): digest_file(path) for path in files}
+
+    def _short(self, path: Path) -> str:
+        """A file's name within the source."""
+        folder = Path(self.name).expanduser()
+        return path.relative_to(folder).as_posix() if folder.is_dir() else path.name
+
+    def stamps(self) -> list[tuple[int, int, int]]:
+        """What changes when a file is written."""
+        return stamps(self.files())
+
+    def one_text(self) -> int | None:
+        """The characters of a source that is one text file and one document; else None."""
+        files = self.files()
+        if len(files) != 1 or kind_of(files[0]) != TEXT:
+            return None
+        if self._separator(files[0], alone=True, tally=Tally()) is not None:
+            return None
+        return sum(len(piece.text) for piece in split_text(read_text(files[0], Tally()), None))
+
+    def _separator(self, path: Path, *, alone: bool, tally: Tally) -> str | None:
+        """What ends the documents of a text file."""
+        if self.separator != AUTO:
+            return self.separator
+        if not alone or count_borders(read_text(path, Tally()), END_OF_TEXT, most=1):
+            return END_OF_TEXT
+        found = None
+        if count_borders(read_text(path, Tally()), "", most=MANY) == MANY:
+            found = ""
+        how = "cut at its blank lines" if found == "" else "one document"
+        tally.note(f"{path.name} has no line that is {END_OF_TEXT}: {how} (see --separator)")
+        return found
 
     def num_bytes(self) -> int | None:
         """Bytes of all files on disk; None for the Hub."""
@@ -136,15 +187,16 @@ class Source:
         for path in files:
             tally.files[kind_of(path) or ""] += 1
             there = False
-            for piece in self._read(path, tally):
+            for piece in self._read(path, tally, alone=len(files) == 1):
                 there = there or bool(piece.text and not piece.text.isspace())
                 yield piece
             if not there:
                 tally.leave_out(WITHOUT_TEXT)
 
-    def _read(self, path: Path, tally: Tally) -> Iterator[Piece]:
+    def _read(self, path: Path, tally: Tally, *, alone: bool) -> Iterator[Piece]:
         if kind_of(path) == TEXT:
-            return split_text(read_text(path, tally), self.separator)
+            separator = self._separator(path, alone=alone, tally=tally)
+            return split_text(read_text(path, tally), separator)
         return (Piece(text, True) for [text] in read_records(path, [self.field], tally))
 
     def sample(self, characters: int) -> Iterator[str]:
@@ -154,7 +206,9 @@ class Source:
         set on the Hub, it is the beginning of the whole.
         """
         files = sorted(self.files(), key=lambda path: path.stat().st_size)
-        parts = [replace(self, name=str(path)) for path in files]
+        several = self.separator == AUTO and len(files) > 1
+        separator = END_OF_TEXT if several else self.separator
+        parts = [replace(self, name=str(path), separator=separator) for path in files]
         if self.limit is not None or not files:
             parts = [self]
         for number, part in enumerate(parts):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sfumato.data.documents import PIECE
+from sfumato.data.identity import changed_names
 from sfumato.data.prepared import (
     ENDS,
     FORMAT,
@@ -35,7 +36,7 @@ from sfumato.data.prepared import (
     token_dtype,
 )
 from sfumato.data.round_trip import Changes, can_join, is_lossless, refuse_changes
-from sfumato.data.shards import Checked, Encoded, Shard, assign, encode_shard, shards
+from sfumato.data.shards import Checked, Encoded, Shard, assign, encode_shard, hold_end, shards
 from sfumato.data.sources import Readable, Source
 from sfumato.data.tally import Tally
 from sfumato.data.tokenizer import (
@@ -99,6 +100,7 @@ def prepare(
 
     A document is stored as bos (if the tokenizer has one), its tokens, eos. Documents of more
     than 32,768 characters are held out in part: every so many of their pieces go to validation.
+    Of a source that is one document, the end is held out.
 
     Run it again after a kill and it goes on; run it again when done and it returns at once.
     """
@@ -121,6 +123,8 @@ def prepare(
         "validation": validation,
         "shard": shard,
     }
+    stamps = source.stamps()
+    request |= {"content": source.content(), "one_text": source.one_text()}
     out = Path(out)
     if (out / JOURNAL).exists() or not (out / PREPARED).exists():
         _check_place(out, source)
@@ -133,15 +137,24 @@ def prepare(
                 journal = _tokenize(
                     source, out, tokenizer, journal, taken, workers, progress, whole=whole
                 )
+                if source.stamps() != stamps:
+                    raise DataError(
+                        f"{source.name} was written to while it was prepared; when it is whole, "
+                        "run the same command again"
+                    )
                 _finish(source, out, tokenizer, name, journal, taken)
             for leftover in (JOURNAL, LOCK):
                 (out / leftover).unlink(missing_ok=True)
     done = Prepared.open(out)
     _check_request(out, done.facts["request"], request)
+    if others := changed_names(done.facts["request"]["content"], request["content"]):
+        raise DataError(
+            f"{out} was prepared from other text: {others} changed since; "
+            "use another folder or delete it"
+        )
     if not lossy:
         documents = sum(counts["documents"] for counts in done.facts["splits"].values())
         refuse_changes(Changes(**done.facts["changes"]), documents, name)
-    _check_source_size(done, source)
     return done
 
 
@@ -188,7 +201,8 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _check_request(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    differing = [key for key in new if old.get(key) != new[key]]
+    asked = [key for key in new if key not in ("content", "one_text")]
+    differing = [key for key in asked if old.get(key) != new[key]]
     if differing:
         details = "; ".join(f"{key} {old.get(key)} there, {new[key]} here" for key in differing)
         raise DataError(
@@ -196,12 +210,19 @@ def _check_request(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         )
 
 
-def _check_source_size(done: Prepared, source: Readable) -> None:
-    before, now = done.facts["source_bytes"], source.num_bytes()
-    if before != now:
+def _check_change(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise if a stopped preparation of a source that changed cannot become as a fresh one.
+
+    It can, if what changed comes after what is prepared (`_skip` compares that), and neither the
+    tokenizer nor the place where the held-out end begins came from the whole.
+    """
+    names = changed_names(old["content"], new["content"])
+    learnt = isinstance(new["tokenizer"], dict)
+    if names and (learnt or old["one_text"] != new["one_text"]):
+        what = "its tokenizer was learnt from" if learnt else "the end to hold out was found in"
         raise DataError(
-            f"{done.folder} was prepared when the source had {before} bytes, now it has {now}; "
-            "use another folder or delete it"
+            f"{names} changed since the preparation in {out} was stopped, and {what} the text as "
+            f"it was; delete {out} and prepare anew, or bring the old text back"
         )
 
 
@@ -257,7 +278,8 @@ def _open_journal(out: Path, request: dict[str, Any]) -> Journal:
             journal = Journal(**{**stored, "totals": totals, "changes": changes})
         if journal.shards:
             _check_request(out, journal.request, request)
-            return journal
+            _check_change(out, journal.request, request)
+            return replace(journal, request=request)
     journal = Journal(request)
     write_json(out / JOURNAL, asdict(journal))
     # Of a run that was stopped before its first shard, a tokenizer may be left.
@@ -300,7 +322,12 @@ def _tokenize(
     """Append every shard that the journal does not have yet."""
     dtype = token_dtype(len(tokenizer))
     pieces = source.pieces(PIECE if can_join(tokenizer) else None, taken)
-    todo = shards(assign(pieces, journal.request["validation"]), journal.request["shard"])
+    share, characters = journal.request["validation"], journal.request["one_text"]
+    if characters is not None and share > 0:
+        passages = hold_end(pieces, share, characters)
+    else:
+        passages = assign(pieces, share)
+    todo = shards(passages, journal.request["shard"])
     _skip(todo, journal, out)
     work = partial(
         encode_shard,
