@@ -112,7 +112,7 @@ def test_a_grammar_reaches_the_model(run, folder, tmp_path):
         assert set(json.loads(out)["texts"]) <= texts
     code, out, err = run("generate", "-m", folder, "--json-schema", tmp_path / "none.json")
     assert (code, out) == (1, "")
-    assert "cannot read the JSON schema" in err
+    assert "none.json: there is no such file; give the file of a JSON schema" in err
     assert "No such file or directory; give a file, or a schema in {...}" in err
 
 

@@ -8,6 +8,7 @@ import typer
 
 from sfumato.cli.options import JsonOption
 from sfumato.errors import ConfigError
+from sfumato.files import Remedy, read_text
 
 STEP_NAMES = (
     "ancestral, first_hitting, random, left_to_right, confidence, probability, margin, entropy, "
@@ -123,13 +124,8 @@ def _schema(text: str) -> str:
     """A schema as it is, or what the file of that name holds."""
     if text.lstrip().startswith(("{", "[")):
         return text
-    try:
-        return Path(text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(
-            f"cannot read the JSON schema {text}: {reason}; give a file, or a schema in {{...}}"
-        ) from None
+    remedy = Remedy(ConfigError, "give the file of a JSON schema, or a schema in {...}")
+    return read_text(Path(text), remedy)
 
 
 @dataclass(frozen=True)

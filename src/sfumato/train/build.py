@@ -273,6 +273,7 @@ def build_model(
 ) -> DiffusionTransformer:
     """The run's network with fresh weights of its seed; `positions` if the run says no other."""
     options = run.model
+    check_rule(run.corruption.schedule, SCHEDULES, "corruption.schedule")
     objective, corruption = _reading(run)
     config = TransformerConfig.of_size(
         options.size,

@@ -23,7 +23,7 @@ from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
 from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.estimates import Estimate, ratio
-from sfumato.files import check_shape, foreign, read_tensors
+from sfumato.files import check_shape, foreign, read_tensors, read_text
 from sfumato.folders import write_model
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pipeline import DiffusionLM
@@ -206,8 +206,8 @@ class Trainer:
     def _is_written(self) -> bool:
         """Whether it is this run that the folder keeps."""
         try:
-            return (self.run.output / "run.yaml").read_text(encoding="utf-8") == self._written()
-        except (OSError, UnicodeDecodeError):
+            return read_text(self.run.output / "run.yaml", DAMAGED) == self._written()
+        except CheckpointError:
             return False
 
     def _is_own(self) -> bool:
