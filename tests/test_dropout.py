@@ -7,13 +7,13 @@ import torch
 from reference_models import network
 from torch.testing import assert_close
 
+from sfumato.continuous import Bound
 from sfumato.corruption import Uniform
 from sfumato.denoisers import Full
 from sfumato.models.dropout import dropout, position_keys
 from sfumato.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from sfumato.objectives import (
     BlockDiffusion,
-    Bound,
     CausalFirst,
     DroppedSource,
     MaskedDiffusion,
