@@ -37,6 +37,16 @@ def taught_folder(taught_lm, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def server():
+    """A process that does `work.py`'s jobs and meets faults in them."""
+    from faults import Server
+
+    server = Server()
+    yield server
+    server.close()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c_reaches_the_tests():
     """A shell's background jobs are born deaf to it."""

@@ -245,7 +245,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot save to .*file: .*choose another folder"):
+    with pytest.raises(CheckpointError, match=r"cannot write to .*file: .*choose another place"):
         tiny_lm().save(tmp_path / "file")
 
 

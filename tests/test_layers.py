@@ -16,6 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = """
 errors arguments files tensors estimates rng types devices
 schedules filters logits dfa regular patterns json_text json_layout json_schema utf8 grammar lattice
+publish
 corruption models data
 denoisers guidance readers approximate
 objectives continuous steps revising published constrained

@@ -278,7 +278,7 @@ def test_a_half_written_shard_is_written_again(source, tmp_path, tokenizer):
         for name in ("tokens.bin", "documents.bin"):
             with (tmp_path / "out" / split / name).open("ab") as file:
                 file.write(b"torn")
-    (tmp_path / "out" / "journal.json.partial").write_text("{")
+    (tmp_path / "out" / ".journal.json.0a1b2c3d.part").write_text("{")
     prepare(source, tmp_path / "out", tokenizer, shard=600)
     prepare(source, tmp_path / "whole", tokenizer, shard=600)
     assert same_folders(tmp_path / "out", tmp_path / "whole")
@@ -333,7 +333,9 @@ def test_a_full_disk_is_named_and_nothing_is_lost(source, tmp_path, tokenizer):
     # No file may grow beyond this: what a write meets is what it meets on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1200, hard))
     try:
-        with pytest.raises(DataError, match=r"cannot write to .*out: .*run the same command again"):
+        with pytest.raises(
+            DataError, match=r"cannot write to .*out: .*make room and give the same command again"
+        ):
             prepare(source, tmp_path / "out", tokenizer, shard=600)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 from small_runs import prepare_words, run_all, small_run
 
-from sfumato.errors import TrainingError
+from sfumato.errors import CheckpointError, TrainingError
 from sfumato.train import train
 from sfumato.train.events import Saved, Stepped
 from sfumato.train.log import Metrics, read_records
@@ -180,3 +180,28 @@ def test_what_a_crash_left_in_the_records_does_not_keep_a_run_from_going_on(tmp_
     kept = read_records(tmp_path / name)
     assert [record["step"] for record in kept] == [1, 2] if name == "metrics.jsonl" else [1]
     assert read_records(tmp_path / "metrics.jsonl")[-1] == {"step": 2, "loss": 2.0}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it tells too
+def test_a_disk_too_full_for_tensorboard_stops_the_run_and_nothing_is_lost(
+    words, tmp_path, monkeypatch
+):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    run = small_run(words, tmp_path / "out", "log.report_to=[tensorboard]", "train.save_steps=4")
+    write, sizes = RecordWriter.write, []
+
+    def full(writer, data):
+        sizes.append(len(data))
+        if len(sizes) > 30:
+            raise OSError(28, "No space left on device")
+        write(writer, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(CheckpointError, match=r"cannot write to .*out: No space left .*make room"):
+        run_all(run)
+    monkeypatch.undo()
+    run_all(run)
+    straight = run.model_copy(update={"output": tmp_path / "straight"})
+    run_all(straight)
+    assert by_step(records_of(run)) == by_step(records_of(straight))

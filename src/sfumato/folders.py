@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import CheckpointError, told
 from sfumato.files import Remedy, brief, check_folder, check_shape, foreign, read_object
+from sfumato.publish import read_whole, recover
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +37,13 @@ def load_folder(
     from sfumato.options import read_generation_config
 
     folder = find_folder(name_or_path)
-    return (
-        _load_model(folder, str(name_or_path), dtype),
-        load_tokenizer(folder),
-        read_generation_config(folder),
+    return read_whole(
+        folder,
+        lambda: (
+            _load_model(folder, str(name_or_path), dtype),
+            load_tokenizer(folder),
+            read_generation_config(folder),
+        ),
     )
 
 
@@ -54,6 +58,7 @@ def find_folder(name_or_path: str | Path) -> Path:
         return SHIPPED / name
     if not (folder.exists() or name.startswith((".", "/", "~"))):
         return _download(name)
+    recover(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"no model in {name}: expected a folder with config.json, model.safetensors and "

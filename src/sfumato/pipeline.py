@@ -22,10 +22,10 @@ from sfumato.candidates import candidates as find_candidates
 from sfumato.conditions import Texts, check_conditions, reading, repeated, source_rows
 from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
-from sfumato.data.tokenizer import save_tokenizer, special_ids, token_bytes
+from sfumato.data.tokenizer import special_ids, token_bytes, write_tokenizer
 from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.devices import find_device
-from sfumato.errors import CheckpointError, ConfigError, DataError
+from sfumato.errors import ConfigError, DataError
 from sfumato.filters import Allowed
 from sfumato.finite import Finite, draw_texts
 from sfumato.folders import check_tokenizer, load_folder, write_model
@@ -39,6 +39,7 @@ from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.packed import Network
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
+from sfumato.publish import published
 from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
 from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch
@@ -97,7 +98,10 @@ class DiffusionLM:
         return cls(model.to(place).eval(), tokenizer, options)
 
     def save(self, folder: str | Path) -> None:
-        """Write a plain Hugging Face model folder: config, safetensors weights, tokenizer."""
+        """Write a plain Hugging Face model folder: config, safetensors weights, tokenizer.
+
+        A model that is there stays whole until this one is; other files in the folder stay.
+        """
         special = self.special
         ids = {
             "mask_token_id": special.mask,
@@ -105,18 +109,12 @@ class DiffusionLM:
             "bos_token_id": special.bos,
             "pad_token_id": special.pad,
         }
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+        ids = {name: number for name, number in ids.items() if number is not None}
+        with published(Path(folder).expanduser()) as new:
             weights = dict(self.model.named_parameters())
-            write_model(Path(folder), self.model.config, weights, self.tokenizer)
-            save_tokenizer(self.tokenizer, folder)
-            write_generation_config(
-                folder, self.options, **{k: v for k, v in ids.items() if v is not None}
-            )
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot save to {folder}: {error.strerror or error}; choose another folder"
-            ) from error
+            write_model(new, self.model.config, weights, self.tokenizer)
+            write_tokenizer(self.tokenizer, new)
+            write_generation_config(new, self.options, **ids)
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,8 @@ anew writes it anew; files of other programs have none.
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,20 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     from safetensors.torch import save_file
 
     save_file(dict(tensors), path, {"format": "pt", DIGEST: digest(tensors)})
+    _put_in_order(Path(path))
+
+
+def _put_in_order(path: Path) -> None:
+    """The library writes metadata in the order of a hash table, another one in every process; equal
+    tensors make equal files."""
+    with path.open("r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        found = re.search(rb'"__metadata__":({[^{}]*})', header)
+        assert found is not None, "just written"
+        written = json.dumps(json.loads(found[1]), sort_keys=True, separators=(",", ":")).encode()
+        assert len(written) == len(found[1]), "no other letters"
+        file.seek(8 + found.start(1))
+        file.write(written)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

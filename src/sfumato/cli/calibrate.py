@@ -74,7 +74,7 @@ def calibrate(
 
     Writes calibration.json and calibration.png beside the model's generation_config.json.
     """
-    from sfumato.cli.calibration_view import PICTURE, RECORD, copy_model, show, target
+    from sfumato.cli.calibration_view import PICTURE, RECORD, copy_files, show, target
 
     folder = target(model, out)
     with show_status("starting"):
@@ -82,6 +82,7 @@ def calibrate(
         from sfumato.evals.calibrate import calibrate as measure
         from sfumato.evals.frontier import draw, figure_class
         from sfumato.evals.record import write
+        from sfumato.publish import published
 
     options = CalibrateOptions(**calibrating.options())
     if plot:
@@ -91,13 +92,13 @@ def calibrate(
     with show_status("starting", left) as tell:
         made = measure(lm, open_source(data, reading), options, model_name=model, progress=tell)
     chosen = made["results"]["chosen"] is not None
-    if chosen and out is not None:
-        copy_model(model, folder)
-    write(made, folder / RECORD)
-    if plot:
-        draw(made, folder / PICTURE)
-    if chosen:
-        write_chosen(made, folder)
+    with published(folder) as new:
+        if chosen:
+            copy_files(model, new, "*" if out is not None else "generation_config.json")
+            write_chosen(made, new)
+        write(made, new / RECORD)
+        if plot:
+            draw(made, new / PICTURE)
     if as_json:
         typer.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sfumato.errors import ConfigError
 from sfumato.folders import SHIPPED, find_folder
+from sfumato.publish import check_free
 
 RECORD, PICTURE = "calibration.json", "calibration.png"
 
@@ -18,8 +19,7 @@ RECORD, PICTURE = "calibration.json", "calibration.png"
 def target(model: str, out: Path | None) -> Path:
     """The folder whose generation_config.json will be changed; raise if that cannot be done."""
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError(f"{out} is there already; give a new or an empty folder")
+        check_free(out, ConfigError)
         return out
     folder = find_folder(model)
     given = Path(model).expanduser()
@@ -37,10 +37,9 @@ def target(model: str, out: Path | None) -> Path:
     return folder
 
 
-def copy_model(model: str, folder: Path) -> None:
-    """The files of a model in another folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in find_folder(model).iterdir():
+def copy_files(model: str, folder: Path, pattern: str) -> None:
+    """Those files of a model in another folder."""
+    for file in find_folder(model).glob(pattern):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
 

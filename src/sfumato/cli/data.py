@@ -11,6 +11,7 @@ from sfumato.cli.inputs import open_source
 from sfumato.cli.options import JsonOption, LimitOption, Reading, grouped
 from sfumato.cli.terminal import show_status
 from sfumato.errors import ConfigError, DataError
+from sfumato.publish import check_free
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def tokenizer_train(
     from sfumato.data.text import TRAINING_CHARACTERS
     from sfumato.data.tokenizer import save_tokenizer, train_tokenizer
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is there already; give a new or an empty folder")
+    check_free(out, DataError)
     wanted = open_source(source, reading, limit=limit)
     with show_status("learning"):
         tokenizer = train_tokenizer(wanted.sample(TRAINING_CHARACTERS), vocab_size)

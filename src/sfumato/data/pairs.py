@@ -22,6 +22,7 @@ from sfumato.data.tally import Tally
 from sfumato.data.text import SHARD, Progress, prepare, write_json
 from sfumato.errors import ConfigError, DataError
 from sfumato.files import check_shape, read_object
+from sfumato.publish import is_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -229,8 +230,9 @@ def prepare_pairs(
     their first sentence are held out exactly where `prepare` holds them out uncut.
     """
     out = Path(out)
-    foreign = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if foreign := foreign - {PAIRS, SOURCES, TARGETS}:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    foreign = {name for name in names - {PAIRS, SOURCES, TARGETS} if not is_part(name)}
+    if foreign:
         raise DataError(
             f"{out} holds other files ({', '.join(sorted(foreign)[:3])}); "
             "give a new or an empty folder"

@@ -13,7 +13,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from io import FileIO
@@ -42,17 +42,17 @@ from sfumato.data.tally import Tally
 from sfumato.data.tokenizer import (
     fingerprint,
     load_tokenizer,
-    save_tokenizer,
     special_ids,
     train_tokenizer,
+    write_tokenizer,
 )
 from sfumato.errors import ConfigError, DataError
 from sfumato.files import Remedy, check_shape, foreign, read_object
+from sfumato.publish import created, is_part, write_text, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PARTIAL = ".partial"  # ending of what is being written and will be renamed
 JOURNAL_SHAPE = {
     "request": dict,
     "shards": int,
@@ -143,8 +143,9 @@ def prepare(
                         "run the same command again"
                     )
                 _finish(source, out, tokenizer, name, journal, taken)
-            for leftover in (JOURNAL, LOCK):
-                (out / leftover).unlink(missing_ok=True)
+            with _writing(out):
+                for leftover in (JOURNAL, LOCK):
+                    (out / leftover).unlink(missing_ok=True)
     done = Prepared.open(out)
     _check_request(out, done.facts["request"], request)
     if others := changed_names(done.facts["request"]["content"], request["content"]):
@@ -163,7 +164,8 @@ def _check_place(out: Path, source: Readable) -> None:
     if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
         raise ConfigError(f"{out} lies inside the source {source.name}; use a folder outside of it")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if JOURNAL not in names and (foreign := names - {LOCK, JOURNAL + PARTIAL}):
+    foreign = {name for name in names - {LOCK} if not is_part(name)}
+    if JOURNAL not in names and foreign:
         raise DataError(
             f"{out} holds other files ({', '.join(sorted(foreign)[:3])}); "
             "give a new or an empty folder"
@@ -189,15 +191,8 @@ def _sole_user(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"cannot write to {out}: {error.strerror or error}; what is prepared so far is kept: "
-            "mend this (free space?) and run the same command again"
-        ) from error
+def _writing(out: Path) -> AbstractContextManager[None]:
+    return writing(out, DataError)
 
 
 def _check_request(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -256,14 +251,7 @@ class Journal:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """All or nothing: the file is the old one or the new one, whatever happens."""
-    with _writing(path.parent):
-        new = path.with_name(path.name + PARTIAL)
-        with new.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n", DataError)
 
 
 def _open_journal(out: Path, request: dict[str, Any]) -> Journal:
@@ -300,11 +288,8 @@ def _settle_tokenizer(
     if tokenizer is None:
         assert vocab_size is not None, "checked by prepare"
         tokenizer = train_tokenizer(source.sample(TRAINING_CHARACTERS), vocab_size)
-    with _writing(out):
-        new = out / ("tokenizer" + PARTIAL)
-        shutil.rmtree(new, ignore_errors=True)
-        save_tokenizer(tokenizer, new)
-        new.rename(folder)
+    with created(folder, DataError) as new:
+        write_tokenizer(tokenizer, new)
     return tokenizer
 
 

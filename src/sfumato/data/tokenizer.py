@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sfumato.errors import ConfigError, DataError, TokenizerError
 from sfumato.files import Remedy, check_folder, foreign
+from sfumato.publish import published, recover
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -110,6 +111,7 @@ def load_tokenizer(
     if looks_like_path and not Path(name).expanduser().exists():
         raise TokenizerError(f"no tokenizer folder at {name}; give a folder or a name on the Hub")
     folder, where = Path(name).expanduser(), f"cannot load a tokenizer from {name}"
+    recover(folder, TokenizerError)
     if folder.is_dir():
         check_folder(folder, UNREADABLE)
     # The library and the network below it fail in more ways than can be listed.
@@ -140,7 +142,13 @@ def load_tokenizer(
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> None:
-    """Write the tokenizer's files so that transformers 4 and 5, and converters, can load them."""
+    """Put the tokenizer's files into a folder, all of them or none."""
+    with published(Path(folder).expanduser(), TokenizerError) as new:
+        write_tokenizer(tokenizer, new)
+
+
+def write_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> None:
+    """The tokenizer's files such that transformers 4 and 5, and converters, can load them."""
     tokenizer.save_pretrained(str(folder))
     path = Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import shlex
 import sys
@@ -15,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.errors import DataError
 from sfumato.evals.weights import find_weights, fingerprint
+from sfumato.publish import write_text
 
 
 def record(
@@ -54,18 +55,8 @@ def record(
 
 def write(record: Mapping[str, Any], path: str | Path) -> None:
     """Write as JSON, whole or not at all: a reader never meets half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            json.dump(_plain(record), stream, indent=2, ensure_ascii=False, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", DataError)
 
 
 def _plain(value: Any) -> Any:

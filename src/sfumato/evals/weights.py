@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfumato.errors import CheckpointError, ConfigError, told
+from sfumato.publish import recover
 
 
 def find_weights(path: str | Path) -> list[Path]:
@@ -15,6 +16,7 @@ def find_weights(path: str | Path) -> list[Path]:
     place = Path(path)
     if place.suffix == ".gguf" and place.is_file():
         return [place]
+    recover(place)
     folder = place if place.is_dir() else _download(str(path))
     for ending in (".safetensors", ".gguf"):
         files = sorted(folder.glob(f"*{ending}"))

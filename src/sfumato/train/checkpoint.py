@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sfumato.errors import CheckpointError, TrainingError
 from sfumato.files import Remedy, check_file, check_shape, read_object, read_tensors
+from sfumato.publish import created, sweep, writing
 
 STATE, TRAINING = "state.json", "training.safetensors"
 DAMAGED = Remedy(
@@ -46,7 +46,8 @@ class Checkpoints:
         """Steps with a complete checkpoint, oldest first."""
         if not self.folder.is_dir():
             return []
-        names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.iterdir())
+        folders = (path.name for path in self.folder.iterdir() if path.is_dir())
+        names = (re.fullmatch(r"step-(\d{8,})", name) for name in folders)
         return sorted(int(name[1]) for name in names if name)
 
     def path(self, step: int) -> Path:
@@ -61,16 +62,16 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint, put it in place and remove what is too old."""
         place = self.path(step)
-        with staged(place) as folder:
+        with created(place) as folder:
             write_model(folder)
             save_file(dict(tensors), folder / TRAINING)
             sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
             text = json.dumps({**state, "sizes": sizes}, indent=1)
             (folder / STATE).write_text(text, encoding="utf-8")
-            for path in (*folder.iterdir(), folder):
-                flush(path)
-            folder.rename(place)
-            flush(self.folder)
+        self.prune()
+
+    def prune(self) -> None:
+        """Remove what is too old."""
         for old in self.steps()[: -self.keep]:
             remove(self.path(old))
 
@@ -92,60 +93,16 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Remove what writes and removals that were interrupted left behind."""
-        if self.folder.is_dir():
-            for path in self.folder.glob(".*.part"):
-                shutil.rmtree(path)
-
-
-def publish(folder: Path, write_model: Callable[[Path], None]) -> None:
-    """Put a model's files into a folder, each of them whole, the weights last."""
-    with staged(folder / "model") as new:
-        write_model(new)
-        for path in sorted(new.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            flush(path)
-            path.replace(folder / path.name)
-        flush(folder)
-
-
-@contextmanager
-def staged(place: Path) -> Iterator[Path]:
-    """An empty folder beside `place`, gone in the end if it was not moved."""
-    folder = place.with_name(f".{place.name}.part")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        with writing(place):
-            folder.mkdir(parents=True)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Say what could not be written, and that nothing is lost."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {place}: {error}; what was complete before is still there; "
-            "make room and give the same command again to go on"
-        ) from error
+        with writing(self.folder):
+            sweep(self.folder, re.compile(r"\.step-\d+(\.old)?\.part"))
 
 
 def remove(place: Path) -> None:
     """Remove a folder; killed midway, it leaves nothing that looks like a checkpoint."""
     doomed = place.with_name(f".{place.name}.old.part")
-    place.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with writing(place):
+        place.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 @contextmanager
@@ -169,9 +126,10 @@ def locked(folder: Path, patience: float = 10.0) -> Iterator[None]:
                     "wait for it, stop it, or choose another output"
                 )
             time.sleep(0.2)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with writing(folder):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
 
 

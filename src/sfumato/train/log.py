@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sfumato.errors import MissingExtra, TrainingError
 from sfumato.files import Remedy, read_json_lines
+from sfumato.publish import replaced, write_text
 from sfumato.train.config import Run
 from sfumato.train.events import Stepped
 from sfumato.train.stages import stages
@@ -103,8 +103,13 @@ class Metrics:
             self._sinks.append(TensorBoard(self.folder, step))
         for name, records in kept.items():
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-            rewrite(self.folder / name, "".join(lines))
-        self._sinks += [JsonLines(self.folder), Csv(self.folder)]
+            write_text(self.folder / name, "".join(lines))
+        try:
+            self._sinks.append(JsonLines(self.folder))
+            self._sinks.append(Csv(self.folder))
+        except OSError:
+            self.close()
+            raise
 
     def write(self, record: Record) -> None:
         """Add one record; it is in the files when this returns."""
@@ -121,7 +126,8 @@ class Metrics:
         if self._figure:
             figure = self._figure(figsize=(7, 4), layout="constrained")
             draw(read_records(self.folder / "metrics.jsonl"), figure, self.stages)
-            figure.savefig(self.folder / "loss.png", dpi=120)
+            with replaced(self.folder / "loss.png") as new:
+                figure.savefig(new, dpi=120, format="png")
 
     def close(self) -> None:
         """Close every file. All was flushed; what a full disk refused, it refuses again here."""
@@ -176,13 +182,6 @@ def _is_record(value: Any) -> bool:
     return all(isinstance(one, int | float | str | list) for one in value.values())
 
 
-def rewrite(path: Path, text: str) -> None:
-    """Replace a text file as a whole: never half of it."""
-    new = path.with_name(f".{path.name}.part")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
-
-
 class TensorBoard:
     """Event files in the run's folder, under `tensorboard`."""
 
@@ -197,6 +196,7 @@ class TensorBoard:
         for name, value in record.items():
             if name != "step":
                 self.writer.add_scalar(name, value, int(record["step"]))
+        self.writer.flush()  # else a kill loses two minutes of records, and a full disk is silent
 
     def close(self) -> None:
         self.writer.close()
@@ -216,7 +216,7 @@ class WeightsAndBiases:
             raise MissingExtra("wandb", "wandb", "log.report_to=wandb") from error
         place = run.output / "wandb-id.txt"
         if not (so_far and place.exists()):
-            rewrite(place, secrets.token_hex(8))
+            write_text(place, secrets.token_hex(8))
         try:
             self.run = wandb.init(
                 project=run.log.project,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.data.pairs import open_data
 from sfumato.data.rows import PairRows, Rows, open_rows
-from sfumato.data.tokenizer import fingerprint, save_tokenizer, special_ids
+from sfumato.data.tokenizer import fingerprint, special_ids, write_tokenizer
 from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.estimates import Estimate, ratio
@@ -27,6 +27,7 @@ from sfumato.files import check_shape, foreign, read_tensors, read_text
 from sfumato.folders import write_model
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pipeline import DiffusionLM
+from sfumato.publish import published, sweep_parts, write_text, writing
 from sfumato.rng import Rng
 from sfumato.tensors import check_finite
 from sfumato.train.build import (
@@ -36,7 +37,7 @@ from sfumato.train.build import (
     build_network,
     build_objective,
 )
-from sfumato.train.checkpoint import DAMAGED, SHAPE, STATE, Checkpoints, locked, publish, writing
+from sfumato.train.checkpoint import DAMAGED, SHAPE, STATE, Checkpoints, locked
 from sfumato.train.config import Run
 from sfumato.train.events import (
     Evaluated,
@@ -51,7 +52,7 @@ from sfumato.train.events import (
 )
 from sfumato.train.feed import MicroBatches, Order, as_batch
 from sfumato.train.launch import launched
-from sfumato.train.log import Metrics, Window, read_records, rewrite
+from sfumato.train.log import Metrics, Window, read_records
 from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
 from sfumato.train.run_file import dump_run
@@ -177,6 +178,7 @@ class Trainer:
             )
         if self.world.first:
             self.checkpoints.sweep()
+            sweep_parts(folder)
         goes_on = self._resume()
         if not (goes_on or run.overwrite) and self._holds_model() and not self._is_own():
             raise CheckpointError(
@@ -191,8 +193,9 @@ class Trainer:
         if self.world.first:
             if not goes_on:
                 self.checkpoints.clear()  # those of another run
+            self.checkpoints.prune()  # a kill may have come before it
             with writing(folder):
-                rewrite(folder / "run.yaml", self._written())
+                write_text(folder / "run.yaml", self._written())
                 if not self.progress.finished:
                     self.metrics = Metrics(run, self.progress.step)
 
@@ -475,12 +478,13 @@ class Trainer:
         """Make the weights of this moment the run's model."""
         weights = self.state.weights()
         if self.world.first:
-            publish(self.run.output, lambda to: self._write_model(to, weights))
+            with published(self.run.output) as new:
+                self._write_model(new, weights)
 
     def _write_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """A plain Hugging Face model folder."""
         write_model(folder, self.model.config, weights, self.tokenizer)
-        save_tokenizer(self.tokenizer, folder)
+        write_tokenizer(self.tokenizer, folder)
         ids = {f"{name}_token_id": value for name, value in asdict(self.special).items()}
         ids = {name: value for name, value in ids.items() if value is not None}
         write_generation_config(folder, self._generation(), **ids)
