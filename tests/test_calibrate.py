@@ -180,6 +180,23 @@ def test_prepared_texts_are_those_of_the_validation_split(text, tmp_path):
     assert {piece.tokens for piece in pieces} <= wrapped
 
 
+def test_one_long_text_gives_as_many_pieces_as_it_has_canvases(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text(" ".join(SENTENCES * 20))
+    lm = tiny_lm(layout="packed")
+    grid = Grid.of(lm, Wanted())
+    [whole] = lm.encode([path.read_text()])
+    pieces, name = draw_pieces(lm, grid, path, 5, seed=0)
+    assert len(pieces) == 5
+    assert name["stretches"] == -(-(len(whole) + 2) // grid.canvas)
+    assert len({piece.tokens for piece in pieces}) > 1
+    stream = [lm.special.bos, *whole, lm.special.eos]
+    starts = range(0, len(stream), grid.canvas)
+    assert {piece.tokens for piece in pieces} <= {
+        tuple(stream[start : start + grid.canvas]) for start in starts
+    }
+
+
 def test_texts_shorter_than_a_block_are_counted(tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("a\nThe bear lost his red ball.\nb\n")

@@ -44,6 +44,9 @@ def draw_pieces(
 ) -> tuple[list[Piece], dict[str, Any]]:
     """Pieces of at most `rows` held-out texts in random order, and what they were drawn from."""
     documents, name = _documents(lm, data, rows)
+    if len(documents) < rows:  # of long texts more than their beginnings
+        documents = _stretches(documents, grid.canvas)
+        name = {**name, "stretches": len(documents)}
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(documents), generator=draw).tolist()
     found, short = [], 0
@@ -61,6 +64,15 @@ def draw_pieces(
             "longer ones"
         )
     return found, {**name, "too_short": short}
+
+
+def _stretches(documents: Sequence[Sequence[int]], canvas: int) -> Sequence[Sequence[int]]:
+    """Documents cut at every canvas, as they go on in further rows in training."""
+    return [
+        document[start : start + canvas]
+        for document in documents
+        for start in range(0, len(document), canvas)
+    ]
 
 
 def _documents(
