@@ -54,7 +54,7 @@ def show(made: Mapping[str, Any], console: Console) -> None:
     for name in (*names, *(("perplexity", "entropy") if judged else ())):
         table.add_column(name, justify="left" if name == "setting" else "right")
     for number, row in enumerate(results["settings"]):
-        style = "bold green" if number == results["chosen"] else None if row["safe"] else "dim"
+        style = "bold" if number == results["chosen"] else None if row["safe"] else "dim"
         table.add_row(*_cells(row, judged), style=style)
     console.print(table)
     ends = [f"{results['settings'][results['reference']]['name']} is the reference"]

@@ -1,8 +1,11 @@
 """`sfumato doctor`: what is installed and what is missing, or whether a model's folder is whole."""
 
+import sys
 from typing import Annotated
 
 import typer
+
+from sfumato.cli.output import shows_colours
 
 
 def doctor(
@@ -22,10 +25,11 @@ def doctor(
         from sfumato.model_doctor import examine_model
 
         findings = examine_model(model)
-    colours = {"ok": "green", "note": "yellow", "missing": "red", "fault": "red"}
     whole = True
     for finding in findings:
-        state = typer.style(f"{finding.state:8}", fg=colours[finding.state])
+        state = f"{finding.state:8}"
+        if finding.state in ("missing", "fault") and shows_colours(sys.stdout):
+            state = typer.style(state, fg="red")
         typer.echo(f"{state} {finding.name:15} {finding.detail}")
         whole = whole and finding.state not in ("missing", "fault")
     raise typer.Exit(0 if whole else 1)

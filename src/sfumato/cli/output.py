@@ -117,7 +117,12 @@ def keep_as_log() -> None:
 
 def tell(text: str, style: str | None = None) -> None:
     """A line on standard error; `style` is "error" or "dim", where colours are welcome."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    if style is not None and not plain and sys.stderr.isatty():
+    if style is not None and shows_colours(sys.stderr):
         text = typer.style(text, fg="red") if style == "error" else typer.style(text, dim=True)
     print(text, file=sys.stderr, flush=True)
+
+
+def shows_colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal whose user wants colours."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return not plain and stream.isatty()
