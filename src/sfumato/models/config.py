@@ -92,10 +92,10 @@ DIGEST = Kind(
 )
 
 SHAPE = {
-    "hidden_size": whole(2, 2**16),
-    "num_hidden_layers": whole(1, 2**10),
-    "num_attention_heads": whole(1, 2**10),
-    "intermediate_size": optional(whole(1, 2**20)),  # none: 8/3 of the width, in steps of 64
+    "hidden_size": whole(2, 2**20),
+    "num_hidden_layers": whole(1, 2**12),
+    "num_attention_heads": whole(1, 2**12),
+    "intermediate_size": optional(whole(1, 2**22)),  # none: 8/3 of the width, in steps of 64
     "max_position_embeddings": COUNT,
     "rope_theta": real(1, 1e12),
     "rms_norm_eps": real(0, 1, above=True, below=True),
