@@ -5,8 +5,13 @@ and the rule commits its tokens at the positions that the rule chooses. Whicheve
 left can be completed, because that text completes it; and a rule that takes tokens back leaves only
 more room. So the guarantee holds for any rule, any model and any number of positions at once.
 
-The law is that of independent positions given the grammar, not the model's joint law given the
-grammar: with few positions a step the two are close.
+The law of a step is that of positions that are independent, each by the model's law at it, given
+the grammar, and given that all behind an end is padding. It is not the model's joint law given the
+grammar, however few positions a step decides: what the tokens to come would think of one is not
+known when it is drawn. Grammars of few texts are drawn exactly (`finite`).
+
+What is beyond the block counts by the mass of what can complete a text there, were it like the
+block (`lattice.worth`): so that ending and going on are weighed against each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +24,15 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
-from sfumato.grammar import Automaton, Bools, Ints
-from sfumato.lattice import FLOOR, Chains, Floats
+from sfumato.grammar import NOWHERE, Automaton, Bools, Ints
+from sfumato.lattice import FLOOR, TINY, Chains, Floats, worth
 from sfumato.logits import draw_tokens, most_likely
 from sfumato.rng import Rng
 from sfumato.types import Canvas, Sharp, Step
 
 _WAYS = 3  # the random stream of a step that no rule uses
+_SEEN = "seen"  # in a canvas's memory: the laws of the block's positions
+LEAST = 1e-200  # the worth of a state from which a text can be completed, at least
 _PASSED_ON = frozenset({"told", "verifies", "revises", "reopens", "corruption"})
 
 
@@ -69,6 +76,7 @@ class _Block:
     """The chains of the part of a page that is being written."""
 
     chains: Chains
+    rest: Ints  # [K] positions of the span behind the block
     rows: Ints  # [K]
     places: Ints  # [K, n] columns of the part
 
@@ -95,7 +103,7 @@ class Constrained:
     ) -> "Constrained":
         """The rule for blocks of the page: of these rows, `width` columns from these ones on; those
         of a span before them are decided."""
-        found, states, goals = [], [], []
+        found, states, goals, rest = [], [], [], []
         for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
             for span in self.spans:
                 low, high = max(span.begin, start), min(span.end, start + width)
@@ -104,13 +112,16 @@ class Constrained:
                     written = page.tokens[row, span.begin : low].tolist()
                     states.append(self.automaton.after(span.state, written))
                     goals.append(self.ahead[span.end - high])
+                    rest.append(span.end - high)
         if not found:
             return replace(self, block=None)
         numbers, lows, highs = np.array(found).T
         places = lows[:, None] + np.arange((highs - lows).max())
         inside = places < highs[:, None]
-        chains = Chains(self.automaton, np.array(states), np.stack(goals), inside)
-        return replace(self, block=_Block(chains, numbers, np.minimum(places, width - 1)))
+        goal = np.stack(goals).astype(np.float64)
+        chains = Chains(self.automaton, np.array(states), goal, inside)
+        places = np.minimum(places, width - 1)
+        return replace(self, block=_Block(chains, np.array(rest), numbers, places))
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         """Of a row with a wanted position, all that is noisy."""
@@ -134,7 +145,10 @@ class Constrained:
             assert whole.block is not None, "noisy positions, but no span"
             return whole(canvas, where, logits, sharp, t, s, rng)
         if self.block is not None and bool(where.any()):
-            logits, tokens = _Draw(self.automaton, self.block, canvas, where).of(logits, sharp, rng)
+            draw = _Draw(self.automaton, self.block, canvas, where)
+            logits, tokens = draw.of(logits, sharp, rng)
+            if draw.rest.any():
+                canvas = replace(canvas, memory={**canvas.memory, _SEEN: draw.seen})
             picked = own[where]
             logits, tokens = logits[picked], tokens[own]
             only = torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
@@ -179,28 +193,89 @@ class _Draw:
         """The positions that are to be decided, [K, n]."""
         return self.chains.inside & self.canvas.noisy.cpu().numpy()[self.at]
 
+    @cached_property
+    def rest(self) -> Ints:
+        return self.block.rest[self.rows]
+
     def of(self, logits: Tensor, sharp: Sharp, rng: Rng) -> tuple[Tensor, Tensor]:
         """Logits given the grammar [N, V], by which rules judge, and a text of it [B, W]."""
-        plain = self.live(logits)
-        mass = self.mass(plain)
-        beliefs = self.chains.believe(mass)
-        given = plain + self.spread(self.logs(beliefs.ratios(), mass))
+        plain, alive = self.live(logits), self.alive(logits)
+        classes = self.by_class(plain)
+        mass = self.filled(classes, 0.0, 1.0)
+        chains = self.chains
+        if self.rest.any():
+            chains = replace(chains, goal=self.goal(mass, alive))
+        ending = self.ending(classes, alive)
+        beliefs = chains.believe(mass, np.where(self.open, ending, 1.0))
+        given = plain + self.spread(self.logs(chains, beliefs.ratios(), mass, ending))
         judged = self.back(given, logits)
         if sharp.greedy:
-            best = self.chains.likeliest(self.scores(plain))
+            after = np.where(self.open, np.log(alive), np.nan)
+            best = chains.likeliest(self.scores(plain), after)
             return judged, self.written(most_likely, plain, best)
         drawn = plain
         if sharp.filters:
-            possible = self.back(plain.masked_fill(given == -torch.inf, -torch.inf), logits)
-            drawn = self.live(
-                Sharp(possible, self.where, self.canvas, sharp.filters).at(self.where)
-            )
-            beliefs = self.chains.believe(self.mass(drawn), beliefs)
+            # they change the law given the grammar: a nucleus may hold an end that is rare without
+            cut = Sharp(judged, self.where, self.canvas, sharp.filters).at(self.where)
+            change = cut[:, self.order].float() - given
+            drawn = self.live(self.back(plain + change.nan_to_num_(nan=-torch.inf), logits))
+            mass = self.filled(self.by_class(drawn), 0.0, 1.0)
+            beliefs = chains.believe(mass, np.where(self.open, ending, 1.0), beliefs)
         u = rng.fold(_WAYS).uniform(2, self.where.shape[1]).cpu().numpy()
         rows, places = self.at
         ways = beliefs.draw(u[rows, 0, places])
         again = self.tensor(u[rows, 1, places][self.open])
         return judged, self.written(lambda part: draw_tokens(part, again), drawn, ways)
+
+    def alive(self, logits: Tensor) -> Floats:
+        """[K, n] the weight of all tokens that may stand before an end, in the grammar or not."""
+        best = logits[:, self.order].float().amax(1, keepdim=True)
+        best = best.masked_fill(best == -torch.inf, 0.0)
+        whole = logits.float() - best
+        whole = whole.index_fill(1, self.tensor(self.automaton.padding), -torch.inf)
+        found = whole.double().logsumexp(1).clamp(FLOOR, -FLOOR).exp().cpu().numpy()
+        return np.where(self.numbers >= 0, found[self.numbers], 1.0)
+
+    def ending(self, classes: Floats, alive: Floats) -> Floats:
+        """[K, n] what the weight of all that follows an end is multiplied by, by the laws of
+        classes [N, C]."""
+        edges = self.automaton.edges
+        if edges.ended == NOWHERE:
+            return np.ones(alive.shape)
+        after = classes[:, edges.member[edges.ended]].sum(1)[self.numbers]
+        return np.where((self.numbers >= 0) & (after > 0), alive / np.maximum(after, TINY), 1.0)
+
+    @cached_property
+    def remembered(self) -> Floats | None:
+        """[K, n, C] the laws of positions as they were last seen, nan where they were not."""
+        kept = self.canvas.memory.get(_SEEN)
+        return None if kept is None else kept.cpu().numpy()[self.at].astype(np.float64)
+
+    def goal(self, mass: Floats, alive: Floats) -> Floats:
+        """[K, Q] what states are worth behind the block, by the mean law of its positions."""
+        laws = np.where(self.open[..., None], mass / alive[..., None], np.nan)
+        if self.remembered is not None:
+            laws = np.where(self.open[..., None], laws, self.remembered)
+        self.laws[:] = laws
+        known = self.chains.inside & ~np.isnan(laws[..., 0])
+        law = np.where(known[..., None], laws, 0).sum(1) / np.maximum(known.sum(1), 1)[:, None]
+        found = worth(self.automaton, law, self.rest)
+        return np.where(self.chains.goal > 0, np.maximum(found, LEAST), 0.0)
+
+    @cached_property
+    def laws(self) -> Floats:
+        """[K, n, C] what is remembered after this step."""
+        return np.full((*self.open.shape, self.automaton.num_classes), np.nan)
+
+    @property
+    def seen(self) -> Tensor:
+        """The same for the canvas [B, W, C]."""
+        shape = (*self.where.shape, self.automaton.num_classes)
+        kept = self.canvas.memory.get(_SEEN)
+        found = np.full(shape, np.nan, np.float32) if kept is None else kept.cpu().numpy().copy()
+        rows, places = (place[self.chains.inside] for place in self.at)
+        found[rows, places] = self.laws[self.chains.inside]
+        return self.tensor(found)
 
     def tensor(self, values: Any) -> Tensor:
         return torch.from_numpy(values).to(self.where.device)
@@ -229,11 +304,10 @@ class _Draw:
         whole = torch.full(like.shape, -torch.inf, device=like.device)
         return whole.index_copy_(1, self.order, live)
 
-    def mass(self, live: Tensor) -> Floats:
-        """The weight of each class [K, n, C]; of a decided position, all on its token's."""
+    def by_class(self, live: Tensor) -> Floats:
+        """The weight of each class [N, C]."""
         starts = self.automaton.order_start
-        found = np.add.reduceat(live.exp().cpu().numpy(), starts, axis=1, dtype=np.float64)
-        return self.filled(found, 0.0, 1.0)
+        return np.add.reduceat(live.exp().cpu().numpy(), starts, axis=1, dtype=np.float64)
 
     def scores(self, live: Tensor) -> Floats:
         """The best logit of each class, [K, n, C]."""
@@ -241,7 +315,7 @@ class _Draw:
         return self.filled(found.astype(np.float64), -np.inf, 0.0)
 
     def filled(self, found: Floats, none: float, all_: float) -> Floats:
-        """Of classes [N, C] -> of positions [K, n, C], decided ones included."""
+        """Of classes [N, C] -> of positions [K, n, C]; of a decided one, all on its token's."""
         mass = np.full((*self.open.shape, found.shape[1]), none)
         mass[self.open] = found[self.numbers[self.open]]
         decided = self.chains.inside & ~self.open
@@ -249,12 +323,16 @@ class _Draw:
         mass[decided, self.automaton.classes[tokens[decided]]] = all_
         return mass
 
-    def logs(self, ratios: Floats, mass: Floats) -> Floats:
+    def logs(self, chains: Chains, ratios: Floats, mass: Floats, ending: Floats) -> Floats:
         """Logarithms of the ratios; those of decided positions, if a rule verifies them, are of
         the rest of their row."""
         verified = ~self.open & (self.numbers >= 0)
         if verified.any():
-            ratios = np.where(verified[..., None], self.chains.around(mass), ratios)
+            ratios = np.where(
+                verified[..., None],
+                chains.around(mass, np.where(self.open, ending, 1.0), ending),
+                ratios,
+            )
         with np.errstate(divide="ignore"):
             return np.log(ratios)
 

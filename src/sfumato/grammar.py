@@ -11,7 +11,7 @@ Letters: Q states, V tokens, C classes, E edges (pairs of states that some class
 
 import json
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -115,6 +115,8 @@ class Grammar:
             later = (set(range(len(words))) if after is None else after) - never
             columns, classes = _with_end(columns, classes, final, end, sorted(later))
             final = np.append(final, True)
+            padding = np.array(sorted((after or set()) - {end}), dtype=np.int64)
+            return Automaton.trimmed(columns.T, classes, final, len(final) - 1, padding)
         return Automaton.trimmed(columns.T, classes, final)
 
 
@@ -202,9 +204,18 @@ class Automaton:
     table: Ints  # [Q, C] the next state, or NOWHERE
     classes: Ints  # [V] the class of each token, or NOWHERE
     final: Bools  # [Q]
+    ended: int = NOWHERE  # the state behind an end, if there is one
+    padding: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # tokens
 
     @classmethod
-    def trimmed(cls, table: Ints, classes: Ints, final: Bools) -> "Automaton":
+    def trimmed(
+        cls,
+        table: Ints,
+        classes: Ints,
+        final: Bools,
+        ended: int = NOWHERE,
+        padding: Ints | None = None,
+    ) -> "Automaton":
         """Only what is useful of a table; the two first states stay, also where nothing is."""
         source, label = (table != NOWHERE).nonzero()
         target = table[source, label]
@@ -220,7 +231,8 @@ class Automaton:
         live = (kept != NOWHERE).any(0) & np.isin(np.arange(kept.shape[1]), merged)
         rank = np.append(np.where(live, np.cumsum(live) - 1, NOWHERE), NOWHERE)
         classes = np.where(classes == NOWHERE, NOWHERE, rank[merged[classes]])
-        return cls(kept[:, live], classes, final[useful])
+        padding = np.zeros(0, np.int64) if padding is None else padding
+        return cls(kept[:, live], classes, final[useful], int(renamed[ended]), padding)
 
     @property
     def num_states(self) -> int:
@@ -232,7 +244,7 @@ class Automaton:
 
     @cached_property
     def edges(self) -> "Edges":
-        return Edges.of(self.table)
+        return Edges.of(self.table, self.ended)
 
     @cached_property
     def order(self) -> Ints:
@@ -293,20 +305,30 @@ class Edges:
     pair_start: Ints  # [S]
     class_pair: Ints  # sets of the classes, class after class
     class_start: Ints  # [C]
+    ended: int  # the set of what follows an end, of no other edge; NOWHERE: there is none
 
     @classmethod
-    def of(cls, table: Ints) -> "Edges":
+    def of(cls, table: Ints, ended: int = NOWHERE) -> "Edges":
         states, labels = (table != NOWHERE).nonzero()  # int64
         keys = states * len(table) + table[states, labels]
         order = np.argsort(keys, kind="stable")
         pairs, starts = np.unique(keys[order], return_index=True)
         known: dict[bytes, int] = {}
         parts = np.split(labels[order], starts[1:]) if len(pairs) else []
-        sets = np.array([known.setdefault(p.tobytes(), len(known)) for p in parts], dtype=np.int64)
-        member = np.zeros((len(known), table.shape[1]), dtype=np.bool_)
+        own = set((pairs == ended * len(table) + ended).nonzero()[0]) if ended != NOWHERE else set()
+        found = [
+            NOWHERE if edge in own else known.setdefault(part.tobytes(), len(known))
+            for edge, part in enumerate(parts)
+        ]
+        count = len(known) + len(own)
+        sets = np.array(found, dtype=np.int64)
+        member = np.zeros((count, table.shape[1]), dtype=np.bool_)
         for spelt, number in known.items():
             classes: Ints = np.frombuffer(spelt, np.int64)
             member[number, classes] = True
+        for edge in own:
+            member[-1, parts[edge]] = True
+            sets[edge] = count - 1
         source, target = pairs // len(table), pairs % len(table)
         degree = np.bincount(source, minlength=len(table))
         shape = (len(table), max(int(degree.max(initial=0)), 1))
@@ -337,6 +359,7 @@ class Edges:
             pair_start=_starts(of_set),
             class_pair=class_pair,
             class_start=_starts(of_class),
+            ended=count - 1 if len(own) else NOWHERE,
         )
 
 

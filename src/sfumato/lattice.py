@@ -7,6 +7,10 @@ samples (Rabiner, 1989), maxima its most likely text (DINGO, arXiv 2505.23061).
 Shapes: K chains (stretches of a row), n positions, Q states, C classes, E edges, S sets. Sums are
 float64 and scaled at every position. Weights are at least `FLOOR` where a token is possible, so
 that the sums of what can be reached never all vanish: a way through is found whenever there is one.
+
+What follows an end is no choice of the model's: it has learnt that padding does. So these positions
+are not independent of the end, and cost nothing: `ending` is what the weight of their tokens
+together is multiplied by, so that it is that of a position's whole law before an end.
 """
 
 from collections.abc import Callable
@@ -17,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.grammar import Automaton, Bools, Ints
+from sfumato.grammar import NOWHERE, Automaton, Bools, Ints
 
 Floats = NDArray[np.float64]
 
+CLOSE = 1e-3
 TINY = np.finfo(np.float64).tiny
 FLOOR = -80.0  # log of the smallest weight, relative to the largest: a float32 can be so small
 
@@ -31,15 +36,19 @@ class Chains:
 
     automaton: Automaton
     start: Ints  # [K] the state before the first position
-    goal: Bools  # [K, Q] the states that will do after the last
+    goal: Floats  # [K, Q] how much each state is worth after the last, 0 where it will not do
     inside: Bools  # [K, n] a chain's own positions, from the first on
 
-    def believe(self, mass: Floats, like: "Beliefs | None" = None) -> "Beliefs":
+    def believe(
+        self, mass: Floats, ending: Floats | None = None, like: "Beliefs | None" = None
+    ) -> "Beliefs":
         """The backward sums of `mass` [K, n, C], over the states that can be reached: those of
-        `like`, if other weights are known of the same positions."""
+        `like`, if other weights are known of the same positions. `ending` [K, n]."""
         weights = self._sums(mass, np.add)
+        ending = self._ending(ending, 1.0)
+        weights[..., self.automaton.edges.ended] *= ending
         reach = self._reached(weights > 0) if like is None else like.reach
-        behind = (self.goal & reach[-1]).astype(np.float64)
+        behind = _scaled(self.goal * reach[-1])
         back, scales = [behind], []
         for place in reversed(range(len(weights))):
             sums = self._back(weights[place], behind)
@@ -51,31 +60,42 @@ class Chains:
             behind = self._kept(place, sums / scale, behind)
             back.append(behind)
             scales.append(scale)
-        return Beliefs(self, weights, reach, back[::-1], scales[::-1])
+        return Beliefs(self, weights, ending, reach, back[::-1], scales[::-1])
 
-    def around(self, mass: Floats) -> Floats:
+    def around(
+        self, mass: Floats, ending: Floats | None = None, own: Floats | None = None
+    ) -> Floats:
         """[K, n, C] the weight of each class at each position but for its own: of all others.
 
-        What is too unlikely for a float64 counts as nothing.
+        What is too unlikely for a float64 counts as nothing. `own` is the `ending` of a position
+        when it is asked about, where another counts for the rest.
         """
         weights = self._sums(mass, np.add)
+        ending = self._ending(ending, 1.0)
+        weights[..., self.automaton.edges.ended] *= ending
         forth = [self._first()]
         for place in range(len(weights) - 1):
             ahead = _scaled(self._forth(weights[place], forth[-1]))
             forth.append(self._kept(place, ahead, forth[-1]))
-        behind = self.goal.astype(np.float64)
+        behind = _scaled(self.goal)
         found = np.empty_like(weights)
         for place in reversed(range(len(weights))):
             found[place] = self._by_set(forth[place], behind)
             behind = self._kept(place, _scaled(self._back(weights[place], behind)), behind)
+        found[..., self.automaton.edges.ended] *= ending if own is None else self._ending(own, 1.0)
         return self._by_class(found)
 
-    def likeliest(self, scores: Floats) -> Ints:
+    def likeliest(self, scores: Floats, ending: Floats | None = None) -> Ints:
         """[K, n] the set of each position on the way of the highest sum of scores [K, n, C],
-        log-probabilities of each class's best token; of equals, the first edge."""
+        log-probabilities of each class's best token; of equals, the first edge. `ending` [K, n] is
+        the score of what follows an end; nan: as scores say."""
         edges = self.automaton.edges
         weights = self._sums(scores, np.maximum)
-        behind = np.where(self.goal, 0.0, -np.inf)
+        own = weights[..., edges.ended]
+        ending = self._ending(ending, np.nan)
+        weights[..., edges.ended] = np.where(np.isnan(ending) | (own == -np.inf), own, ending)
+        with np.errstate(divide="ignore"):
+            behind = np.log(self.goal)
         back = [behind]
         for place in reversed(range(len(weights))):
             over = weights[place].take(edges.sets, 1) + behind.take(edges.target, 1)
@@ -108,6 +128,12 @@ class Chains:
     def whole(self) -> list[bool]:
         """Whether a position is inside of all chains."""
         return [bool(column.all()) for column in self.inside.T]
+
+    def _ending(self, given: Floats | None, none: float) -> Floats:
+        """For every position and chain [n, K]."""
+        if given is None or self.automaton.edges.ended == NOWHERE:
+            return np.full(self.inside.T.shape, none)
+        return given.T
 
     def _first(self) -> Floats:
         states = np.arange(self.automaton.num_states)
@@ -171,6 +197,7 @@ class Beliefs:
 
     chains: Chains
     weights: Floats  # [n, K, S]
+    ending: Floats  # [n, K]
     reach: list[Bools]  # n + 1 of [K, Q]
     back: list[Floats]  # n + 1 of [K, Q], the largest of each row 1
     scales: list[Floats]  # n of [K, 1], what they were divided by
@@ -184,6 +211,7 @@ class Beliefs:
             found[place] = chains._by_set(share, behind)
             law = chains._forth(self.weights[place], share) * behind
             ahead = chains._kept(place, law, ahead)
+        found[..., chains.automaton.edges.ended] *= self.ending
         return chains._by_class(found)
 
     def draw(self, u: Floats) -> Ints:
@@ -200,6 +228,30 @@ class Beliefs:
             return np.minimum((sums <= aim).sum(1), sums.shape[1] - 1)
 
         return self.chains.walk(pick)
+
+
+def worth(automaton: Automaton, law: Floats, counts: Ints) -> Floats:
+    """[K, Q] the mass of the texts that complete a state in `counts` [K] more positions, were all
+    of them of one law over classes [K, C], and independent; behind an end all is free.
+
+    A law of few places says little of what follows far away; but that going on costs what the
+    grammar forbids, and an end costs it no more, is what the choice between them needs.
+    """
+    chains = Chains(automaton, counts, law, np.ones((len(law), 1), dtype=np.bool_))
+    weights = chains._sums(law[:, None], np.add)[0]
+    free = automaton.edges.ended
+    if free != NOWHERE:
+        weights[:, free] = 1.0
+    now = np.repeat(automaton.final[None].astype(np.float64), len(law), 0)
+    found = now.copy()
+    for number in range(1, int(counts.max(initial=0)) + 1):
+        after = chains._back(weights, now)
+        still = counts >= number
+        found[still] = after[still]
+        if free != NOWHERE and bool((np.abs(after - now) <= CLOSE * now).all()):
+            break  # the ended state is among them: what changes no more will not change
+        now = after
+    return found
 
 
 def _scaled(values: Floats) -> Floats:
