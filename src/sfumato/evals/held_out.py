@@ -111,6 +111,8 @@ def held_out(lm: DiffusionLM, data: str | Path | Source, num_rows: int, num_text
     document = owner[:, None].expand(text.shape)
     whole = [_cut(lm, text) for text in islice(source.documents(), num_texts)]
     held = _held(lm, batch, text, document, whole, asdict(source))
+    if is_lossless(lm.tokenizer):
+        return held
     return held.scaled([_original_share(lm, one) for one in texts])
 
 
@@ -130,9 +132,7 @@ def _beginnings(lm: DiffusionLM, source: Source, rows: int) -> Iterator[str]:
 
 
 def _original_share(lm: DiffusionLM, text: str) -> float:
-    """Bytes of a text for each that its tokens spell: 1, but where the tokenizer changes text."""
-    if is_lossless(lm.tokenizer):
-        return 1.0
+    """Bytes of a text for each that its tokens spell: not 1 where the tokenizer changes it."""
     kept = len(lm.reader.decode(lm.encode([text])[0]).encode())
     if not kept:
         raise DataError(f"the tokenizer keeps nothing of a text: {text[:40]!r}")
