@@ -248,8 +248,8 @@ def test_a_space_before_new_text_is_left_to_its_first_token(lm):
         ({}, {"grow": None, "grow_options": {"by": 3}}, "grow_options without grow"),
         ({}, {"grow_options": {"enuogh": 1}}, "no grow option 'enuogh'; did you mean enough"),
         ({}, {"grow_options": {"doubt": 2}}, r"'doubt' must be in \[0, 1\], got 2"),
-        ({}, {"grow_options": {"by": 1}}, "'by' must be a whole number of at least 2, got 1"),
-        ({}, {"grow_options": {"window": 1.5}}, "'window' must be a whole number of at least 1"),
+        ({}, {"grow_options": {"by": 1}}, "'by' must be at least 2, got 1"),
+        ({}, {"grow_options": {"window": 1.5}}, "'window' must be a whole number, got 1.5"),
         ({}, {"grow_options": {"by": True}}, "grow option 'by' must be a number, got True"),
     ],
 )

@@ -61,7 +61,7 @@ class Kind:
     def check(self, name: str, value: Any, error: type[SfumatoError] = ConfigError) -> Any:
         """The value as Python's own; raises where it is of another kind."""
         try:
-            return self._adapter.validate_python(_as_python(value))
+            return self._adapter.validate_python(as_python(value))
         except ValidationError as found:
             problem: Mapping[str, Any] = found.errors(include_url=False, include_input=False)[0]  # type: ignore[assignment]
         except Exception:  # an object that does not even let itself be looked at
@@ -110,6 +110,7 @@ class Kind:
         return f"at most {high}" if "le" in ends else f"below {high}"
 
 
+_SHAPED = object()
 COUNT, SEED, FLAG = Kind(Count), Kind(Seed), Kind(bool)
 
 
@@ -153,7 +154,7 @@ def _made(hint: Any) -> Any:
     return hint
 
 
-def _as_python(value: Any) -> Any:
+def as_python(value: Any) -> Any:
     """NumPy's numbers, and arrays and tensors without dimensions, as numbers; lists as tuples."""
     if isinstance(value, list | tuple):
         return tuple(map(_number, value))
@@ -161,11 +162,13 @@ def _as_python(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.item() if value.ndim == 0 and value.dtype.kind in "iufb" else value
-    if isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_complex():
-        return value if value.is_meta else value.item()
-    return value
+    if isinstance(value, torch.Tensor):
+        plain = value.ndim == 0 and not (value.is_complex() or value.is_meta)
+    elif isinstance(value, np.generic | np.ndarray) and not isinstance(value, str):
+        plain = value.ndim == 0 and value.dtype.kind in "iufb"
+    else:
+        return value
+    return value.item() if plain else _SHAPED  # an array of one can be made a number, but is none
 
 
 def shown(value: Any) -> str:

@@ -1,11 +1,12 @@
 """What a request is conditioned on: which source belongs to which row, and who reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sfumato.arguments import COUNT, MOST, shown
 from sfumato.denoisers import Cached, Full
 from sfumato.errors import ConfigError, DataError
 from sfumato.guidance import Guided, towards_prompt, towards_source
@@ -16,6 +17,34 @@ if TYPE_CHECKING:
     from sfumato.data.tokenizer import SpecialIds
 
 Texts = str | Sequence[str]
+MOST_CELLS = 2**26  # positions of all texts of a request
+
+
+def listed(name: str, given: Texts) -> list[str]:
+    """Texts that a user gives, one or several; raises for what is neither."""
+    if isinstance(given, str):
+        return [given]
+    several = isinstance(given, Sized) and isinstance(given, Iterable)
+    if not several or isinstance(given, Mapping | Set | bytes | bytearray | memoryview):
+        raise DataError(f"a {name} must be text, or a list of texts; got {shown(given)}")
+    try:
+        texts = list(given)
+    except TypeError:  # an array without dimensions
+        raise DataError(f"a {name} must be text, or a list of texts; got {shown(given)}") from None
+    for number, one in enumerate(texts, 1):
+        if not isinstance(one, str):
+            raise DataError(f"{name} {number} must be text, got {shown(one)}")
+    return texts
+
+
+def check_size(rows: int, positions: int, num_steps: int | None) -> None:
+    """Raise before so much is laid out that no machine holds it."""
+    if rows * max(positions, num_steps or 1) > MOST_CELLS:
+        raise ConfigError(
+            f"{rows} texts of {positions} positions"
+            + f" in {num_steps} steps" * (num_steps is not None)
+            + f" are more than {MOST_CELLS} positions or steps; ask for fewer at a time"
+        )
 
 
 def repeated(texts: Texts, source: Texts | None, num_samples: int) -> tuple[list[str], list[str]]:
@@ -23,12 +52,10 @@ def repeated(texts: Texts, source: Texts | None, num_samples: int) -> tuple[list
 
     One text goes with many sources, and one source with many texts.
     """
-    wanted = [texts] if isinstance(texts, str) else list(texts)
+    wanted, num_samples = listed("text", texts), COUNT.check("num_samples", num_samples)
     if not wanted:
         raise ConfigError("no text: give one, or '' to write from nothing")
-    if num_samples < 1:
-        raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
-    sources = [] if source is None else [source] if isinstance(source, str) else list(source)
+    sources = [] if source is None else listed("source", source)
     if source is not None and not sources:
         raise ConfigError("no source: give one, or leave it out to write without")
     if any(not one.strip() for one in sources):
@@ -40,6 +67,10 @@ def repeated(texts: Texts, source: Texts | None, num_samples: int) -> tuple[list
             )
         count = max(len(wanted), len(sources))
         wanted, sources = (each * (count // len(each)) for each in (wanted, sources))
+    if len(wanted) * num_samples > MOST:
+        raise ConfigError(
+            f"{len(wanted)} texts, {num_samples} times each, are more than {MOST}; ask for fewer"
+        )
 
     def spread(each: list[str]) -> list[str]:
         return [one for one in each for _ in range(num_samples)]

@@ -23,6 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sfumato.arguments import Count, as_python, check_fields, shown
 from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError
 from sfumato.given import Gapped
@@ -43,12 +44,11 @@ AUTO = (1, 16)
 class GapLength:
     """How many tokens every gap of a text may have."""
 
-    low: int
-    high: int
+    low: Count
+    high: Count
 
     def __post_init__(self):
-        if self.low < 1:
-            raise ConfigError(f"gap_length must be at least 1, got {self.low}")
+        check_fields(self, low="gap_length", high="gap_length")
         if self.high < self.low:
             raise ConfigError(
                 f"gap_length from {self.low} to {self.high} has no length in it; give the "
@@ -63,8 +63,9 @@ class GapLength:
     @classmethod
     def of(cls, given: "int | str | tuple[int, int]") -> "GapLength":
         """From a number, "8", a range (2, 12), "2-12", or "auto"."""
-        wanted: object = AUTO if given == "auto" else given
-        if isinstance(wanted, str):
+        auto = isinstance(given, str) and given == "auto"
+        wanted: object = AUTO if auto else as_python(given)
+        if isinstance(wanted, str) and len(wanted) < 20:
             low, dash, high = wanted.partition("-")
             ends = (low, high if dash else low)
             wanted = [int(end) if end.isdecimal() and end.isascii() else None for end in ends]
@@ -75,7 +76,8 @@ class GapLength:
             if type(first) is int and type(last) is int:
                 return cls(first, last)
         raise ConfigError(
-            f"gap_length must be a number of tokens, a range such as 2-12, or auto; got {given!r}"
+            "gap_length must be a number of tokens, a range such as 2-12, or auto; got "
+            f"{shown(given)}"
         )
 
     @property

@@ -12,10 +12,13 @@ Shapes: B rows, L positions of the widest.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import MOST, Count, Share, check_fields
 from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
 from sfumato.generate import behind_end
@@ -30,24 +33,14 @@ from sfumato.types import MOVED, Canvas, Filter, Sharp, Step
 class Growth:
     """When a canvas grows, and by how much; the paper's values."""
 
-    by: int = 8  # masks that are added, or that one becomes
-    window: int = 32  # last positions, whose mean probability of an end is looked at
-    enough: float = 0.5  # below it the blank canvas is too short
-    sure: float = 0.9  # below it a position of which nothing is known may become several
-    doubt: float = 0.1  # the most likely token's probability of such a position, at most
+    by: Annotated[int, Field(ge=2, le=MOST)] = 8  # masks that are added, or that one becomes
+    window: Count = 32  # last positions, whose mean probability of an end is looked at
+    enough: Share = 0.5  # below it the blank canvas is too short
+    sure: Share = 0.9  # below it a position of which nothing is known may become several
+    doubt: Share = 0.1  # the most likely token's probability of such a position, at most
 
     def __post_init__(self):
-        for name, least in (("by", 2), ("window", 1)):
-            value = getattr(self, name)
-            if value != int(value) or value < least:
-                raise ConfigError(
-                    f"grow option '{name}' must be a whole number of at least {least}, got {value}"
-                )
-        for name in ("enough", "sure", "doubt"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"grow option '{name}' must be in [0, 1], got {getattr(self, name)}"
-                )
+        check_fields(self, "grow option '{}'")
 
 
 @torch.no_grad()
