@@ -22,7 +22,7 @@ denoisers guidance readers approximate
 objectives continuous steps revising published constrained
 generate blockwise growing likelihood retrace testing
 rules options folders pages finite given gaps fills candidates
-conditions pipeline pipeline_hf conditional
+conditions stops scores pipeline pipeline_hf conditional
 evals
 train export serve
 doctor model_doctor cli __main__

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sfumato.arguments import Count, Numbers, Seed, check_fields, numbers
 from sfumato.corruption import Corruption, Masked
@@ -53,6 +53,11 @@ ALIASES = {
 }
 
 _ANY = Masked(2, 1)  # any corruption
+Stops = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    Field(title="a string of at least one character, or several"),
+]
 Layout = Literal["packed", "padded"]
 Guidance = Annotated[float, Field(ge=0, le=1e4)]
 Schema = Annotated[
@@ -89,6 +94,7 @@ class GenerationOptions:
     json_schema: Schema | None = None  # ... is JSON that is valid under it
     choices: tuple[str, ...] | None = None  # ... is one of these
     grammar_states: Count = BUDGET.states  # that any of them may need, at most
+    stop: Stops = ()  # strings; a text is cut before the first one that is written
     seed: Seed | None = None  # None: another text every time
     precision: Precision = "auto"  # of the network: or what the device multiplies fastest
     torch_compile: bool = False  # one text at a time, of a model with an exact cache: faster passes
@@ -105,6 +111,8 @@ class GenerationOptions:
             rule_for(self.step, _ANY, self.step_options)  # its own checks
         if len([g for g in (self.regex, self.json_schema, self.choices) if g is not None]) > 1:
             raise ConfigError("regex, json_schema and choices exclude each other; give one of them")
+        if self.stop and not self.free:
+            raise ConfigError("a text of a grammar ends where the grammar does; leave stop out")
         if self.grow is None and self.grow_options:
             raise ConfigError("grow_options without grow; give it the tokens to begin with")
         if self.grow is not None and self.length is not None and self.grow > self.length:

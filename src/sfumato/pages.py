@@ -1,5 +1,6 @@
 """What passes between a request and its text: the task, the pages, the result, and their reader."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import groupby, takewhile
@@ -23,6 +24,7 @@ NOISE = "\u2591"  # a shade, for what is not decided yet
 REASONS = (
     "end",  # the text ended by itself
     "length",  # as many tokens as were asked for are written
+    "stop",  # one of the strings that were to stop it is next
     "canvas",  # the model's canvas is full; the text is cut there
     "unfinished",  # writing was broken off
 )
@@ -83,7 +85,7 @@ class Generation:
     texts: tuple[str, ...]  # what is new
     full_texts: tuple[str, ...]  # with what was given, which stays as it was to the byte
     fills: tuple[tuple[str, ...], ...]  # with infilling, the new text of each gap
-    tokens: tuple[tuple[int, ...], ...]  # of `texts`
+    tokens: tuple[tuple[int, ...], ...]  # of `texts`; before a stop, the last may hold more
     finish_reasons: tuple[str, ...]  # why each row's text stops where it does: see `REASONS`
     num_steps: int  # steps taken
     tokens_per_step: float  # new positions decided a step, mean over rows
@@ -113,6 +115,7 @@ class Piece(NamedTuple):
     text: str  # empty where it is noise
     step: int  # that decided it; 0 given, -1 still noisy
     tokens: tuple[int, ...]
+    stopped: bool = False  # what would come next is a stop
 
 
 class _Run(NamedTuple):
@@ -122,6 +125,7 @@ class _Run(NamedTuple):
     steps: list[int]
     before: int | None  # the given token left of it
     led: bool  # its first token begins with a space that is not its own
+    first: bool  # nothing of its part is left of it
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Reader:
         rows = [list(self.pieces(page, row)) for row in range(len(task.rows))]
         fills = tuple(tuple(p.text for p in pieces if p.tokens) for pieces in rows)
         gaps = isinstance(task.rows[0][-1], str)
-        new = float((~page.canvas.fixed).sum()) / len(rows)
+        new = float((~page.canvas.fixed & ~page.canvas.noisy).sum()) / len(rows)
         return Generation(
             texts=tuple(map("".join, fills)),
             full_texts=tuple("".join(piece.text for piece in pieces) for pieces in rows),
@@ -159,6 +163,9 @@ class Reader:
         # what was never written is filling, though it looks like ends
         ended = (n for n, i in enumerate(ids) if i in self.ends and steps[n] > 0 and not fixed[n])
         end = next(ended, len(ids))
+        pieces = list(self.pieces(page, row)) if page.task.options.stop else []
+        if any(piece.stopped for piece in pieces):
+            return "stop"
         if any(step < 0 for step in steps[:end]):
             return "unfinished"
         if end < len(ids):
@@ -188,11 +195,18 @@ class Reader:
                 end = next((n for n, i in enumerate(run.ids) if i in self.ends), None)
                 kept = run._replace(ids=run.ids[:end], steps=run.steps[:end])
                 text = self._decode(kept)
+                cut = self._cut(page, row, part, text) if run.first else None
+                if cut is not None:
+                    text = text[:cut]
+                    reaching = self._reaching(kept, text)
+                    kept = kept._replace(ids=kept.ids[:reaching], steps=kept.steps[:reaching])
                 if by_step or by_token:
                     yield from self._split(kept, text, by_token)
                 elif kept.ids:
                     yield Piece(text, max(kept.steps), tuple(kept.ids))
-                if end is not None:
+                if cut is not None:
+                    yield Piece("", 0, (), stopped=True)
+                if end is not None or cut is not None:
                     return
 
     def decode(self, ids: list[int]) -> str:
@@ -209,6 +223,22 @@ class Reader:
             lead, whole = self.decode([run.before]), self.decode([run.before, *run.ids])
             text = whole.removeprefix(lead) if whole.startswith(lead) else text
         return text.removeprefix(" ") if run.led else text
+
+    def _cut(self, page: Page, row: int, part: slice, text: str) -> int | None:
+        """Where the first stop begins in the text of a part, as far as it is decided."""
+        stops = page.task.options.stop
+        if stops and (page.decided[row, part] < 0).any():
+            text = text.rstrip("\ufffd")  # half a character, which may become whole
+        found = [place for stop in stops if (place := text.find(stop)) >= 0]
+        return min(found, default=None)
+
+    def _reaching(self, run: _Run, text: str) -> int:
+        """How many of the run's tokens spell the text, which is the beginning of its own."""
+
+        def spelt(count: int) -> int:
+            return _shared(self._decode(run._replace(ids=run.ids[:count])), text)
+
+        return bisect_left(range(len(run.ids) + 1), len(text), key=spelt)
 
     def _split(self, run: _Run, text: str, by_token: bool) -> Iterator[Piece]:
         """A character whose bytes several tokens hold goes to the last of them.
@@ -235,6 +265,12 @@ class Reader:
             start, done = stop, upto
 
 
+def _shared(one: str, other: str) -> int:
+    """Characters with which both begin."""
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return len(list(alike))
+
+
 def _runs(page: Page, row: int, part: slice) -> Iterator[_Run]:
     ids, steps = page.canvas.tokens[row, part].tolist(), page.decided[row, part].tolist()
     for _, group in groupby(range(len(ids)), key=lambda n: steps[n] < 0):
@@ -242,7 +278,7 @@ def _runs(page: Page, row: int, part: slice) -> Iterator[_Run]:
         run = slice(first, first + 1 + len(others))
         before = None if first else _before(page, row, part.start)
         led = not first and (row, part.start) in page.task.led
-        yield _Run(ids[run], steps[run], before, led)
+        yield _Run(ids[run], steps[run], before, led, not first)
 
 
 def _before(page: Page, row: int, start: int) -> int | None:

@@ -7,25 +7,27 @@ print(lm.generate("Once upon a time").text)
 import math
 import secrets
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sfumato.approximate import ApproximateCache
+from sfumato.arguments import Kind
 from sfumato.blockwise import generate_blocks
 from sfumato.candidates import candidates as find_candidates
-from sfumato.conditions import Texts, check_conditions, reading, repeated, source_rows
+from sfumato.conditions import Texts, check_conditions, check_size, reading, repeated, source_rows
 from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import special_ids, token_bytes, write_tokenizer
 from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.devices import find_device
-from sfumato.errors import ConfigError, DataError
+from sfumato.errors import ConfigError
 from sfumato.filters import Allowed
 from sfumato.finite import Finite, draw_texts
 from sfumato.folders import check_tokenizer, load_folder, write_model
@@ -34,7 +36,7 @@ from sfumato.generate import blank, generate
 from sfumato.given import Given
 from sfumato.grammar import Automaton
 from sfumato.growing import generate_growing
-from sfumato.models.attend import HIDDEN, BlockCausal
+from sfumato.models.attend import BlockCausal
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.packed import Network
 from sfumato.options import GenerationOptions, write_generation_config
@@ -42,12 +44,16 @@ from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padd
 from sfumato.publish import published
 from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
-from sfumato.types import Batch, Canvas, Denoiser, Filter, PairBatch
+from sfumato.stops import Watch
+from sfumato.types import Batch, Canvas, Denoiser, Filter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from sfumato.estimates import Estimate
+
+
+FILTERS = Kind(Annotated[tuple[Callable[..., Any], ...], Field(title="a tuple of filters")])
 
 
 class DiffusionLM:
@@ -204,23 +210,9 @@ class DiffusionLM:
         The error of each is that of the sampling, and does not depend on the other texts. An
         autoregressive model's score is exact. `sfumato.likelihood` has other estimators.
         """
-        from sfumato.likelihood import Likelihood, bound, left_to_right
+        from sfumato.scores import score
 
-        if not text or not all(text):
-            raise DataError("nothing to score: every text needs at least one character")
-        texts, sources = repeated(text, source, 1)
-        batch, text_at, owner = self.rows(texts)
-        first = torch.searchsorted(owner, owner)  # of the rows of the same text
-        batch = replace(batch, slots=batch.slots - first)
-        if sources:
-            batch = PairBatch(**vars(batch), source=self._source_rows(sources)[owner])
-        with self.inference():
-            if self.autoregressive:
-                rows: Likelihood = left_to_right(self.denoiser, batch)
-            else:
-                rng = Rng.from_seed(seed, device=self.device)
-                rows = bound(self.denoiser, self.corruption, batch, rng, samples=num_samples)
-        return replace(rows, tokens=text_at.sum(1)).grouped(owner).per_row
+        return score(self, text, source, num_samples, seed)
 
     def rows(self, texts: Sequence[str]) -> tuple[Batch, Tensor, Tensor]:
         """Texts laid out as in training, where they are [B, L], and whose each row is [B].
@@ -228,24 +220,9 @@ class DiffusionLM:
         bos, tokens, eos; a text longer than the canvas goes on in further rows. The rest of a row
         counts only where the model has learnt how texts end.
         """
-        canvas = self.options.canvas or self.model.config.max_position_embeddings
-        rows, owner = [], []
-        for number, ids in enumerate(self.encode(texts)):
-            whole = [*self.given.opening(ids), self.special.eos]
-            for start in range(0, len(whole), canvas):
-                rows.append(whole[start : start + canvas])
-                owner.append(number)
-        padded = self.options.layout == "padded"
-        width = canvas if padded else max(map(len, rows))
-        tokens, text = template(rows, width, self.special.filler)
-        batch = Batch(
-            tokens,
-            torch.ones_like(text) if padded else text,
-            torch.zeros_like(tokens) if padded else torch.where(text, 0, HIDDEN),
-            torch.arange(len(rows)),
-        )
-        moved = Batch(*(getattr(batch, f.name).to(self.device) for f in fields(batch)))
-        return moved, text.to(self.device), torch.tensor(owner, device=self.device)
+        from sfumato.scores import text_rows
+
+        return text_rows(self, texts)
 
     # --- from a request to a canvas, to pages, to text ---
 
@@ -261,6 +238,7 @@ class DiffusionLM:
         """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         options = self._changed(changes)
         prompts, sources = repeated(prompt, source, num_samples)
+        check_size(len(prompts), options.length or 1, options.num_steps)
         stems = [self.given.stem(prompt) for prompt in prompts]
         shown = stems if options.free else prompts
         given = [self.given.opening(ids) for ids in self.encode(stems)]
@@ -280,6 +258,7 @@ class DiffusionLM:
         if options.length is None or options.grow or self.block_size:
             new = options.grow or options.length
             stops = [len(ids) + new if new else limit for ids in given]
+            check_size(len(stops), max(most), options.num_steps)
             tokens, fixed = template(given, max(stops), self.special.mask)
             rows = [
                 (one, slice(len(ids), stop))
@@ -288,6 +267,7 @@ class DiffusionLM:
             for row, stop in enumerate(stops):
                 tokens[row, stop:], fixed[row, stop:] = self.special.filler, True
         else:
+            check_size(len(given), options.length + longest, options.num_steps)
             tokens, fixed = template([[] for _ in given], options.length, self.special.mask)
             left, hidden = left_padded(given, self.special.filler)
             rows = [(one, slice(0, options.length)) for one in shown]
@@ -324,10 +304,10 @@ class DiffusionLM:
         wanted, options = GapLength.of(gap_length), self._changed(changes)
         padded = options.layout == "padded"
         wanted.check(padded, self.corruption)
-        for name in ("length", "grow"):
+        for name in ("length", "grow", "stop"):
             if getattr(options, name) != getattr(self.options, name):
                 raise ConfigError(f"infilling has no {name}: use gap_length, tokens for each gap")
-        options = replace(options, grow=None, grow_options={})  # those of the model
+        options = replace(options, grow=None, grow_options={}, stop=())  # those of the model
         texts, sources = repeated(text, source, num_samples)
         gapped = [self.given.gapped(one, options.free) for one in texts]
         lengths = [one.count + wanted.low * one.gaps for one in gapped]
@@ -358,6 +338,7 @@ class DiffusionLM:
             )
         laid = [one.laid(each) for one, each in zip(gapped, chosen, strict=True)]
         width = canvas if padded else longest
+        check_size(len(gapped), width, options.num_steps)
         tokens, _ = template([ids for _, ids, _ in laid], width, self.special.filler)
         rows, spaced = [parts for parts, _, _ in laid], [places for _, _, places in laid]
         # a gap does not end the text: what follows it is given
@@ -368,12 +349,14 @@ class DiffusionLM:
 
     def run(self, task: Task) -> Iterator[Page]:
         """Write a task, page after page."""
-        page = Page.blank(task)
+        page, watch = Page.blank(task), Watch(task, self.reader)
         yield page
         with self.inference():
             for canvas in self._canvases(self._decided(task)):
                 page = page.after(canvas)
                 yield page
+                if watch.done(page):
+                    return
 
     def _decided(self, task: Task) -> Task:
         """With its texts drawn, where a grammar has so few that each can be scored."""
@@ -458,9 +441,13 @@ class DiffusionLM:
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
             step=rule if automaton is None else constrain(rule, automaton, spans(rows, led)),
-            filters=(*own, *options.filters(tuple(sorted(never))), *filters),
+            filters=(
+                *own,
+                *options.filters(tuple(sorted(never))),
+                *FILTERS.check("filters", filters),
+            ),
             led=frozenset() if options.free else frozenset(led),
-            source=self._source_rows(sources) if sources else None,
+            source=self.source_rows(sources) if sources else None,
         )
 
     def _checked(self, task: Task) -> Task:
@@ -488,9 +475,10 @@ class DiffusionLM:
         """The denoiser of so many rows that has read a source, if there is one."""
         if not source or not isinstance(self.denoiser, Full):
             return self.denoiser
-        return self.denoiser.conditioned(self._source_rows([source] * rows))
+        return self.denoiser.conditioned(self.source_rows([source] * rows))
 
-    def _source_rows(self, sources: Sequence[str]) -> Tensor:
+    def source_rows(self, sources: Sequence[str]) -> Tensor:
+        """Tokens of sources as prepared data have them, [B, S]."""
         return source_rows(self.encode(sources), self.special).to(self.device)
 
 
