@@ -166,7 +166,7 @@ def test_requests_that_cannot_be_are_refused():
         lm.generate([FOX] * 3, ["a", "b"])
     with pytest.raises(ConfigError, match="guidance needs a prompt or a source"):
         lm.lm.generate(guidance=1.0)
-    with pytest.raises(ConfigError, match="guidance must be a number of at least 0"):
+    with pytest.raises(ConfigError, match="guidance must be 0 or more, got"):
         lm.generate(FOX, guidance=-1.0)
     with pytest.raises(ConfigError, match="guided by a source only"):
         conditional("next_token").lm.generate("The", guidance=1.0)

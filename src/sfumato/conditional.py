@@ -4,18 +4,20 @@ lm = ConditionalDiffusionLM.from_pretrained("folder or hub name")
 print(lm.generate("Tom found a red ball.", guidance=1.0).text)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 
+from sfumato.changes import Changes
 from sfumato.conditions import Texts
 from sfumato.errors import ConfigError
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.pages import Generation, Page
 from sfumato.pipeline import DiffusionLM
+from sfumato.types import Filter
 
 if TYPE_CHECKING:
     from sfumato.estimates import Estimate
@@ -45,17 +47,39 @@ class ConditionalDiffusionLM:
         """Load a folder, or a model on the Hugging Face Hub."""
         return cls(DiffusionLM.from_pretrained(name_or_path, device=device, dtype=dtype))
 
-    def generate(self, source: Texts, prompt: Texts = "", **options: Any) -> Generation:
+    def generate(
+        self,
+        source: Texts,
+        prompt: Texts = "",
+        *,
+        num_samples: int = 1,
+        filters: Sequence[Filter] = (),
+        **changes: Unpack[Changes],
+    ) -> Generation:
         """Write text from each source, going on from a prompt if there is one."""
-        return self.lm.generate(prompt, source=source, **options)
+        return self.lm.generate(
+            prompt, source=source, num_samples=num_samples, filters=filters, **changes
+        )
 
-    def stream(self, source: Texts, prompt: Texts = "", **options: Any) -> Iterator[Page]:
+    def stream(
+        self,
+        source: Texts,
+        prompt: Texts = "",
+        *,
+        num_samples: int = 1,
+        filters: Sequence[Filter] = (),
+        **changes: Unpack[Changes],
+    ) -> Iterator[Page]:
         """`generate`, page after page; `lm.show` makes text of one, `lm.finish` a `Generation`."""
-        return self.lm.stream(prompt, source=source, **options)
+        return self.lm.stream(
+            prompt, source=source, num_samples=num_samples, filters=filters, **changes
+        )
 
-    def score(self, source: Texts, text: Texts, **options: Any) -> "list[Estimate]":
+    def score(
+        self, source: Texts, text: Texts, *, num_samples: int = 32, seed: int = 0
+    ) -> "list[Estimate]":
         """Nats per token of each text given its source, as `DiffusionLM.score` has them."""
-        return self.lm.score(text, source=source, **options)
+        return self.lm.score(text, source=source, num_samples=num_samples, seed=seed)
 
     def save(self, folder: str | Path) -> None:
         """Write a plain Hugging Face model folder."""

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 from pydantic import BeforeValidator, Field
 
 from sfumato.arguments import Count, Numbers, Seed, check_fields, numbers
+from sfumato.changes import ALIASES, Changes
 from sfumato.corruption import Corruption, Masked
 from sfumato.devices import Precision
 from sfumato.dfa import BUDGET, Budget
@@ -39,19 +40,6 @@ from sfumato.rules import StepGiven, rule_for, rule_name
 from sfumato.types import Filter, Step
 
 DEFAULTS = Remedy(CheckpointError, "mend it there, or take it away: it holds a model's defaults")
-
-# what other packages call the same thing
-ALIASES = {
-    "max_new_tokens": "length",
-    "gen_length": "length",
-    "steps": "num_steps",
-    "max_denoising_steps": "num_steps",
-    "block_length": "block",
-    "remasking": "step",
-    "alg": "step",
-    "cfg_scale": "guidance",
-}
-
 _ANY = Masked(2, 1)  # any corruption
 Stops = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
@@ -120,7 +108,7 @@ class GenerationOptions:
         self.growth()
         self.filters(())  # their own checks: a bad temperature is refused here, not later
 
-    def with_changes(self, **changes: Any) -> "GenerationOptions":
+    def with_changes(self, **changes: Unpack[Changes]) -> "GenerationOptions":
         """The same with some options changed; unknown names are errors that name the near ones.
 
         Another step leaves the old one's `step_options` behind.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from sfumato.approximate import ApproximateCache
 from sfumato.arguments import Kind
 from sfumato.blockwise import generate_blocks
 from sfumato.candidates import candidates as find_candidates
+from sfumato.changes import Changes
 from sfumato.conditions import Texts, check_conditions, check_size, reading, repeated, source_rows
 from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
@@ -143,7 +144,7 @@ class DiffusionLM:
         source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
-        **changes: Any,
+        **changes: Unpack[Changes],
     ) -> Generation:
         """Write text after each prompt (none: from nothing); `changes` are `GenerationOptions`.
 
@@ -163,7 +164,7 @@ class DiffusionLM:
         source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
-        **changes: Any,
+        **changes: Unpack[Changes],
     ) -> Iterator[Page]:
         """`generate`, page after page: the blank one first, the finished one last.
 
@@ -183,7 +184,7 @@ class DiffusionLM:
         num_samples: int = 1,
         candidates: int | None = None,
         filters: Sequence[Filter] = (),
-        **changes: Any,
+        **changes: Unpack[Changes],
     ) -> Generation:
         """Fill the gaps (`____`) of a text; what is around them stays as it is, byte by byte.
 
@@ -233,7 +234,7 @@ class DiffusionLM:
         source: Texts | None = None,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
-        **changes: Any,
+        **changes: Unpack[Changes],
     ) -> Task:
         """Check a request and lay out its canvas; `run` writes it, `finish` reads it."""
         options = self._changed(changes)
@@ -288,7 +289,7 @@ class DiffusionLM:
         gap_length: int | str | tuple[int, int] = 16,
         num_samples: int = 1,
         filters: Sequence[Filter] = (),
-        **changes: Any,
+        **changes: Unpack[Changes],
     ) -> Task:
         """The same for `infill`."""
         if self.autoregressive:
@@ -396,7 +397,7 @@ class DiffusionLM:
         """Read the last page of a task."""
         return self.reader.finish(page)
 
-    def _changed(self, changes: dict[str, Any]) -> GenerationOptions:
+    def _changed(self, changes: Changes) -> GenerationOptions:
         options = self.options.with_changes(**changes)
         config = self.model.config
         options = options.within(config.max_position_embeddings, config.vocab_size)

@@ -5,18 +5,28 @@ pipe = transformers.pipeline("text-diffusion", model="folder or hub name")
 print(pipe("Once upon a time", num_steps=64, seed=0)[0]["generated_text"])
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import sfumato.models  # noqa: F401 (teaches the Auto classes our types)
+from sfumato.changes import Changes
 from sfumato.folders import find_folder
 from sfumato.options import GenerationOptions, read_generation_config
 from sfumato.pages import Generation
 from sfumato.pipeline import DiffusionLM
 
 TASK = "text-diffusion"
+
+
+class PipelineChanges(Changes, total=False):
+    """What the pipeline takes: `GenerationOptions`, and how inputs are fed."""
+
+    num_samples: int
+    source: str | list[str] | None
+    batch_size: int
+    num_workers: int
 
 
 class TextDiffusionPipeline(Pipeline):
@@ -35,6 +45,10 @@ class TextDiffusionPipeline(Pipeline):
         place = self.model.name_or_path  # empty for a model that was not loaded
         options = read_generation_config(find_folder(place)) if place else GenerationOptions()
         self.lm = DiffusionLM(self.model, self.tokenizer, options)  # type: ignore[arg-type]
+
+    def __call__(self, inputs: str | list[str], **changes: Unpack[PipelineChanges]) -> Any:  # type: ignore[override]
+        """A list for a prompt, a list of such for several."""
+        return super().__call__(inputs, **changes)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return {}, options, {}

@@ -128,7 +128,8 @@ def _estimator(lm: DiffusionLM, options: EvaluateOptions) -> tuple[Estimator, st
 
 
 def _decoder(lm: DiffusionLM, options: EvaluateOptions) -> Estimator:
-    chosen = lm.options.with_changes(**{"step": "margin", **options.generation()})
+    changes: dict[str, Any] = {"step": "margin", **options.generation()}
+    chosen = lm.options.with_changes(**changes)
     return partial(
         by_decoder,
         lm.denoiser,
