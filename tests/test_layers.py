@@ -21,8 +21,8 @@ corruption models data
 denoisers guidance readers approximate
 objectives continuous steps revising published constrained
 generate blockwise growing likelihood retrace testing
-rules options folders pages finite given gaps fills candidates
-conditions stops scores pipeline pipeline_hf conditional
+rules options hub folders pages finite given gaps fills candidates
+conditions stops scores describe pipeline pipeline_hf conditional
 evals
 train export serve
 doctor model_doctor cli __main__

@@ -41,11 +41,24 @@ class ConditionalDiffusionLM:
         cls,
         name_or_path: str | Path,
         *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | str = torch.float32,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        progress: bool = False,
     ) -> "ConditionalDiffusionLM":
-        """Load a folder, or a model on the Hugging Face Hub."""
-        return cls(DiffusionLM.from_pretrained(name_or_path, device=device, dtype=dtype))
+        """Load a folder, or a model on the Hugging Face Hub, as `DiffusionLM` does."""
+        lm = DiffusionLM.from_pretrained(
+            name_or_path,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+        return cls(lm)
 
     def generate(
         self,

@@ -120,6 +120,43 @@ def check_conditions(
         raise ConfigError("guidance needs a prompt or a source to be guided by; leave it out")
 
 
+def check_room(prompt: int, new: int, limit: int) -> None:
+    """Raise for so many tokens of prompt and new ones if a model has not the positions."""
+    if limit - prompt < new:
+        raise ConfigError(
+            f"{prompt} tokens of prompt and {new} new ones do not fit into "
+            f"the model's {limit} positions; shorten the prompt or the length"
+        )
+
+
+def check_sees_gaps(autoregressive: bool, block_size: int | None) -> None:
+    """Raise for a model that cannot see what follows a gap."""
+    if autoregressive:
+        raise ConfigError(
+            "this model writes from left to right and cannot see what follows a gap; "
+            "infilling needs a diffusion model"
+        )
+    if block_size:
+        raise ConfigError(
+            f"this model writes blocks of {block_size} tokens and cannot see what follows "
+            "one; infilling needs a model of full attention, such as stories-infill"
+        )
+
+
+def check_gaps_fit(lengths: Sequence[int], canvas: int, padded: bool) -> None:
+    """Raise for texts, of so many tokens with their gaps, that a canvas does not hold."""
+    if max(lengths) > canvas:
+        raise ConfigError(
+            f"the text has {max(lengths)} tokens with its gaps, more than the canvas of {canvas}; "
+            "shorten it or use a smaller gap_length"
+        )
+    if not padded and min(lengths) < max(lengths):
+        raise ConfigError(
+            "this model has no padding, so texts of one call must have equally many tokens; "
+            "fill them one by one"
+        )
+
+
 @torch.no_grad()
 def reading(
     task: Task, denoiser: Full | Cached, special: tuple[int, ...]

@@ -4,11 +4,20 @@ from typing import Literal
 
 import torch
 
-from sfumato.arguments import Kind
+from sfumato.arguments import Kind, shown
 from sfumato.errors import ConfigError, told
 
 Precision = Literal["auto", "fp32", "bf16"]
 PRECISION = Kind(Precision)
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def find_device(name: str | torch.device, index: int = 0) -> torch.device:
@@ -16,6 +25,8 @@ def find_device(name: str | torch.device, index: int = 0) -> torch.device:
 
     Random numbers need float64, which Apple's GPUs do not have.
     """
+    if not isinstance(name, str | torch.device):
+        raise ConfigError(f"device must be a name such as auto, cpu or cuda, got {shown(name)}")
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         name = "cpu" if found is None or _lack(found) else found.type
@@ -32,6 +43,19 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     PRECISION.check("precision", precision)
     known = {"fp32": torch.float32, "bf16": torch.bfloat16}
     return fast_dtype(device) if precision == "auto" else known[precision]
+
+
+def weights_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
+    """What weights are loaded as: a type of torch, its name, or "auto", as they are stored."""
+    if isinstance(dtype, str) and dtype == "auto":
+        return dtype
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or found not in DTYPES.values():
+        raise ConfigError(
+            f"dtype must be auto, {', '.join(DTYPES)}, or torch's of one of these names; got "
+            f"{shown(dtype)}"
+        )
+    return found
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

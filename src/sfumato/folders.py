@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato.errors import CheckpointError, told
+from sfumato.arguments import shown
+from sfumato.errors import CheckpointError, ConfigError
 from sfumato.files import Remedy, brief, check_folder, check_shape, foreign, read_object
+from sfumato.hub import HERE, Place, download
 from sfumato.publish import read_whole, recover
 
 if TYPE_CHECKING:
@@ -30,13 +32,13 @@ STORIES, STORIES_INFILL = "stories", "stories-infill"  # one of blocks, one of f
 
 
 def load_folder(
-    name_or_path: str | Path, dtype: "torch.dtype"
+    name_or_path: str | Path, dtype: "torch.dtype | str", place: Place = HERE
 ) -> "tuple[Any, PreTrainedTokenizerFast, GenerationOptions]":
-    """A model, its tokenizer and its generation options, on the CPU."""
+    """A model, its tokenizer and its generation options, on the CPU; dtype "auto": as stored."""
     from sfumato.data.tokenizer import load_tokenizer
     from sfumato.options import read_generation_config
 
-    folder = find_folder(name_or_path)
+    folder = find_folder(name_or_path, place)
     return read_whole(
         folder,
         lambda: (
@@ -47,9 +49,11 @@ def load_folder(
     )
 
 
-def find_folder(name_or_path: str | Path) -> Path:
+def find_folder(name_or_path: str | Path, place: Place = HERE) -> Path:
     """The folder of a model: here, or downloaded from the Hub, or a shipped one by name."""
-    name, folder = str(name_or_path), Path(name_or_path).expanduser()
+    if not isinstance(name_or_path, str | Path):
+        raise ConfigError(f"a model is the name or path of a folder, got {shown(name_or_path)}")
+    name, folder = str(name_or_path), _folder(name_or_path)
     if name in (STORIES, STORIES_INFILL) and not folder.exists():
         if not (SHIPPED / name).exists():
             raise CheckpointError(
@@ -57,13 +61,25 @@ def find_folder(name_or_path: str | Path) -> Path:
             )
         return SHIPPED / name
     if not (folder.exists() or name.startswith((".", "/", "~"))):
-        return _download(name)
+        return download(name, place)
+    if place.revision is not None:
+        raise ConfigError(f"{name} is a folder here and has no revisions; leave out revision")
     recover(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"no model in {name}: expected a folder with config.json, model.safetensors and "
             "tokenizer.json"
         )
+    return folder
+
+
+def _folder(name: str | Path) -> Path:
+    """A path as the system has it."""
+    try:
+        folder = Path(name).expanduser()
+        folder.exists()
+    except (ValueError, RuntimeError, OSError) as error:  # NUL, a home that is none, too long
+        raise CheckpointError(f"{shown(name)} is no path: {error}; give that of a folder") from None
     return folder
 
 
@@ -92,7 +108,7 @@ def check_tokenizer(
         )
 
 
-def _load_model(folder: Path, name: str, dtype: "torch.dtype") -> Any:
+def _load_model(folder: Path, name: str, dtype: "torch.dtype | str") -> Any:
     from sfumato.models import FAMILIES
     from sfumato.tensors import check_finite
 
@@ -193,26 +209,3 @@ def check_weights(folder: Path, config: Any) -> None:
             f"{', '.join(wrong[:3])} ({name}: expected {also.get(name, 'none')}, got "
             f"{found.get(name, 'none')}); copy or download both again"
         )
-
-
-def _download(name: str) -> Path:
-    """A model's files from the Hub; never its code, never pickles."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.jinja"]
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted))
-    except (HFValidationError, RepositoryNotFoundError):
-        raise CheckpointError(
-            f"'{name}' is neither a folder here nor a model on the Hugging Face Hub (or it is "
-            "private); check the spelling"
-        ) from None
-    except OSError as error:  # no network, no space, not in the cache
-        raise CheckpointError(
-            f"'{name}' is no folder here, and the Hugging Face Hub cannot give it: {told(error)}; "
-            "check the spelling and the connection"
-        ) from error
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"'{name}' on the Hugging Face Hub holds no config.json, so no model")
-    return folder

@@ -4,7 +4,7 @@ lm = DiffusionLM.from_pretrained("folder or hub name")
 print(lm.generate("Once upon a time").text)
 """
 
-import math
+import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,16 +18,27 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato.approximate import ApproximateCache
-from sfumato.arguments import Kind
+from sfumato.arguments import FLAG, Kind
 from sfumato.blockwise import generate_blocks
 from sfumato.candidates import candidates as find_candidates
 from sfumato.changes import Changes
-from sfumato.conditions import Texts, check_conditions, check_size, reading, repeated, source_rows
+from sfumato.conditions import (
+    Texts,
+    check_conditions,
+    check_gaps_fit,
+    check_room,
+    check_sees_gaps,
+    check_size,
+    reading,
+    repeated,
+    source_rows,
+)
 from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
 from sfumato.data.tokenizer import special_ids, token_bytes, write_tokenizer
 from sfumato.denoisers import Cached, Full, autoregressive
-from sfumato.devices import find_device
+from sfumato.describe import describe
+from sfumato.devices import find_device, weights_dtype
 from sfumato.errors import ConfigError
 from sfumato.filters import Allowed
 from sfumato.finite import Finite, draw_texts
@@ -37,6 +48,7 @@ from sfumato.generate import blank, generate
 from sfumato.given import Given
 from sfumato.grammar import Automaton
 from sfumato.growing import generate_growing
+from sfumato.hub import Place, bars, push
 from sfumato.models.attend import BlockCausal
 from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.packed import Network
@@ -54,6 +66,7 @@ if TYPE_CHECKING:
     from sfumato.estimates import Estimate
 
 
+log = logging.getLogger(__name__)
 FILTERS = Kind(Annotated[tuple[Callable[..., Any], ...], Field(title="a tuple of filters")])
 
 
@@ -93,30 +106,55 @@ class DiffusionLM:
         cls,
         name_or_path: str | Path = "stories",
         *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | str = torch.float32,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        progress: bool = False,
     ) -> "DiffusionLM":
         """Load a folder, a model on the Hugging Face Hub, or "stories", the shipped one.
 
-        Nothing in it is run or unpickled. `device` may be "auto".
+        Nothing in it is run or unpickled. `device` "auto" is this machine's accelerator, or the
+        CPU; `dtype` "auto" is that of the stored weights. `revision`, `token` and `cache_dir` are
+        the Hub's; `progress` shows the bars of downloads and of loading.
         """
-        place = find_device(device)
-        model, tokenizer, options = load_folder(name_or_path, dtype)
-        return cls(model.to(place).eval(), tokenizer, options)
+        where, kind = find_device(device), weights_dtype(dtype)
+        with bars(FLAG.check("progress", progress)):
+            hub = Place(revision, token, cache_dir)
+            model, tokenizer, options = load_folder(name_or_path, kind, hub)
+        lm = cls(model.to(where).eval(), tokenizer, options)
+        log.info("loaded %s: %r", name_or_path, lm)
+        return lm
+
+    __repr__ = describe
+
+    def to(self, to: str | torch.device | torch.dtype) -> "DiffusionLM":
+        """Move the weights to a device, or turn them into a type; returns the same object."""
+        self.model.to(weights_dtype(to) if isinstance(to, torch.dtype) else find_device(to))
+        self.network = Network(self.model)
+        return self
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        message: str = "Upload a sfumato model",
+        progress: bool = False,
+    ) -> str:
+        """Put the model on the Hugging Face Hub, as `save` writes it; returns the address."""
+        with bars(FLAG.check("progress", progress)):
+            return push(name, self.save, Place(revision, token), private, message)
 
     def save(self, folder: str | Path) -> None:
         """Write a plain Hugging Face model folder: config, safetensors weights, tokenizer.
 
         A model that is there stays whole until this one is; other files in the folder stay.
         """
-        special = self.special
-        ids = {
-            "mask_token_id": special.mask,
-            "eos_token_id": special.eos,
-            "bos_token_id": special.bos,
-            "pad_token_id": special.pad,
-        }
-        ids = {name: number for name, number in ids.items() if number is not None}
+        ids = {f"{role}_token_id": i for role, i in vars(self.special).items() if i is not None}
         with published(Path(folder).expanduser()) as new:
             weights = dict(self.model.named_parameters())
             write_model(new, self.model.config, weights, self.tokenizer)
@@ -246,14 +284,8 @@ class DiffusionLM:
         longest = max(map(len, given))
         limit = self.model.config.max_position_embeddings
         limit = limit if options.length else options.canvas or limit
-        # whole blocks slide over a text of any length
-        room = math.inf if self.block_size and options.length else limit
-        least = options.length or options.grow or 1
-        if room - longest < least:
-            raise ConfigError(
-                f"{longest} tokens of prompt and {least} new ones do not fit into "
-                f"the model's {limit} positions; shorten the prompt or the length"
-            )
+        if not (self.block_size and options.length):  # blocks slide over a text of any length
+            check_room(longest, options.length or options.grow or 1, limit)
         left = hidden = None
         most = [len(ids) + options.length if options.length else limit for ids in given]
         if options.length is None or options.grow or self.block_size:
@@ -292,16 +324,7 @@ class DiffusionLM:
         **changes: Unpack[Changes],
     ) -> Task:
         """The same for `infill`."""
-        if self.autoregressive:
-            raise ConfigError(
-                "this model writes from left to right and cannot see what follows a gap; "
-                "infilling needs a diffusion model"
-            )
-        if self.block_size:
-            raise ConfigError(
-                f"this model writes blocks of {self.block_size} tokens and cannot see what follows "
-                "one; infilling needs a model of full attention, such as stories-infill"
-            )
+        check_sees_gaps(self.autoregressive, self.block_size)
         wanted, options = GapLength.of(gap_length), self._changed(changes)
         padded = options.layout == "padded"
         wanted.check(padded, self.corruption)
@@ -313,16 +336,7 @@ class DiffusionLM:
         gapped = [self.given.gapped(one, options.free) for one in texts]
         lengths = [one.count + wanted.low * one.gaps for one in gapped]
         longest, canvas = max(lengths), options.canvas or 0
-        if longest > canvas:
-            raise ConfigError(
-                f"the text has {longest} tokens with its gaps, more than the canvas of {canvas}; "
-                "shorten it or use a smaller gap_length"
-            )
-        if not padded and min(lengths) < longest:
-            raise ConfigError(
-                "this model has no padding, so texts of one call must have equally many tokens; "
-                "fill them one by one"
-            )
+        check_gaps_fit(lengths, canvas, padded)
         automaton = self._automaton(options, self.never)
         with self.inference():
             chosen = gap_lengths(
@@ -435,18 +449,14 @@ class DiffusionLM:
             at[row, places] = True
         own = (Allowed(at, self.given.spaced.to(self.device)),) if any(spaced) else ()
         led = {(row, place) for row, places in enumerate(spaced) for place in places}
-        rule = options.rule(self.corruption)
+        rule, extra = options.rule(self.corruption), FILTERS.check("filters", filters)
         return Task(
             options=options,
             rows=tuple(rows),
             canvas=blank(self.corruption, tokens, fixed, rng.fold(0)),
             rng=rng.fold(1),
             step=rule if automaton is None else constrain(rule, automaton, spans(rows, led)),
-            filters=(
-                *own,
-                *options.filters(tuple(sorted(never))),
-                *FILTERS.check("filters", filters),
-            ),
+            filters=(*own, *options.filters(tuple(sorted(never))), *extra),
             led=frozenset() if options.free else frozenset(led),
             source=self.source_rows(sources) if sources else None,
         )

@@ -21,6 +21,7 @@ from sfumato.errors import CheckpointError, ConfigError, MissingExtra
 from sfumato.estimates import Estimate, ratio
 from sfumato.evals.weights import find_weights, fingerprint
 from sfumato.files import Remedy, check_folder, foreign
+from sfumato.hub import bars
 from sfumato.tensors import check_finite
 
 
@@ -78,7 +79,7 @@ class Judge:
             options = {"gguf_file": weights[0].name}
         remedy = Remedy(CheckpointError, "give the folder of a causal language model")
         check_folder(weights[0].parent, remedy)
-        with foreign(f"{path} is not a causal language model", remedy):
+        with foreign(f"{path} is not a causal language model", remedy), bars(False):
             tokenizer = AutoTokenizer.from_pretrained(weights[0].parent, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 weights[0].parent, dtype=dtype, output_loading_info=True, **options

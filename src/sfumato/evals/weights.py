@@ -13,7 +13,7 @@ def find_weights(path: str | Path) -> list[Path]:
 
     Safetensors or GGUF: formats that hold numbers only. Pickled weights can run code: refused.
     """
-    place = Path(path)
+    place = Path(path).expanduser()
     if place.suffix == ".gguf" and place.is_file():
         return [place]
     recover(place)

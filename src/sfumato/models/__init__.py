@@ -1,7 +1,7 @@
 """Backbones. `FAMILIES` is the only table of them; importing it teaches transformers' Auto classes
 our types."""
 
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from sfumato.models.config import TransformerConfig
 from sfumato.models.encoder_decoder import (
@@ -18,6 +18,7 @@ FAMILIES = {
 
 for _name, (_config, _model) in FAMILIES.items():
     AutoConfig.register(_name, _config)
+    AutoModel.register(_config, _model)
     AutoModelForMaskedLM.register(_config, _model)
 
 __all__ = [
