@@ -231,7 +231,7 @@ def test_a_space_before_new_text_is_left_to_its_first_token(lm):
     [
         ({"objective": "next_token"}, {}, "from left to right and ends where the text does"),
         (
-            {"attention": "block_causal", "block_size": 4, "objective": "block"},
+            {"attention": "block_causal", "block_size": 4},
             {},
             "leave grow out",
         ),
