@@ -150,3 +150,14 @@ def test_a_record_and_the_options_that_it_chose_are_published_together(server, r
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_calibration_may_end_at_any_operation(server, root, kind):
     interrupt_calibration(server, root, kind, 1)
+
+
+def test_a_preparation_killed_between_its_last_removals_leaves_nothing(server, root):
+    whole = server.trial("prepare", root)
+    expected = files(root / "out")
+    shutil.rmtree(root / "out")
+    last = len(whole.operations) - 1
+    assert whole.operations[last].startswith("unlink")
+    assert server.trial("prepare", root, "half", last).ended == "killed"
+    assert server.trial("prepare", root).ended == "done"
+    assert files(root / "out") == expected

@@ -144,7 +144,10 @@ def prepare(
                     )
                 _finish(source, out, tokenizer, name, journal, taken)
             with _writing(out):
-                for leftover in (JOURNAL, LOCK):
+                for leftover in (
+                    LOCK,
+                    JOURNAL,
+                ):  # as long as there is a journal, we come here again
                     (out / leftover).unlink(missing_ok=True)
     done = Prepared.open(out)
     _check_request(out, done.facts["request"], request)
