@@ -309,7 +309,7 @@ def test_data_smaller_than_a_batch_are_read_over_and_over(tmp_path):
             r"this machine has .*make it less",
         ),
         (["objective.weight={name: clipped, limit: true}"], r"limit must be a number, got True"),
-        (["output=/dev/null"], r"cannot write /dev/null"),
+        (["output=/dev/null"], r"cannot write to /dev/null"),
         (
             ["model.attention=ful"],
             r"'attention' must be one of full, causal, block_causal; got 'ful'",

@@ -18,7 +18,7 @@ from sfumato.train.config import TrainOptions
 from sfumato.train.optim import rate_factor, set_rates
 from sfumato.train.state import State
 from sfumato.train.world import World, whole
-from sfumato.types import Batch, Loss, Objective
+from sfumato.types import Batch, Loss, Objective, Trainable
 
 DROPOUT = 4  # like trainer.SEARCHES, what objectives do not fold the run's seed with
 
@@ -26,14 +26,17 @@ DROPOUT = 4  # like trainer.SEARCHES, what objectives do not fold the run's seed
 class Scored(nn.Module):
     """Network and objective as one module: a whole loss is one forward pass to DDP and FSDP."""
 
-    def __init__(self, model: nn.Module, denoiser: Full):
+    def __init__(self, model: nn.Module, denoiser: Trainable):
         super().__init__()
         self.model = model
         self.denoiser = denoiser
 
     def forward(self, objective: Objective, batch: Batch, rng: Rng) -> Loss:
         own = rng.fold(DROPOUT).fold(batch.slots)
-        return objective(replace(self.denoiser, rng=own), batch, rng)
+        denoiser = self.denoiser
+        if isinstance(denoiser, Full):  # others have nothing that is dropped
+            denoiser = replace(denoiser, rng=own)
+        return objective(denoiser, batch, rng)
 
 
 @dataclass(frozen=True)
