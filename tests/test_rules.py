@@ -106,7 +106,7 @@ class NoExact(NoWanted):
         ("sfumato.steps:Nothing", {}, "cannot be imported: AttributeError.*package.module:Rule"),
         ("sfumato.steps:highest", {}, "highest cannot be made of a corruption"),
     ],
-    ids=str,
+    ids=["number", "no exact", "no wanted", "option", "object", "module", "name", "function"],
 )
 def test_what_is_no_rule_is_refused_in_a_sentence(step, options, message):
     with pytest.raises(ConfigError, match=message):
