@@ -404,3 +404,10 @@ def test_first_hitting_times_are_those_of_the_process():
 def test_what_cannot_be_a_rule_is_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_position_with_the_lowest_score_there_is_comes_before_what_is_not_asked():
+    """Where all tokens are equally likely, no margin leads: its log odds are -inf."""
+    among = torch.tensor([[False, True, False, True]])
+    chosen = highest(torch.full((1, 4), -torch.inf), among, torch.tensor([2]))
+    assert torch.equal(chosen, among)

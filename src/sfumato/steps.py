@@ -58,7 +58,8 @@ def quota(canvas: Canvas, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
 
 def highest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """The `count` [B] highest scores of each row; ties go to the left. [B, L] bool."""
-    ranked = scores.double().masked_fill(~among, -torch.inf)
+    least = torch.finfo(torch.float64).min  # a score of -inf is still one among these
+    ranked = scores.double().clamp_min(least).masked_fill(~among, -torch.inf)
     order = ranked.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     rank = torch.empty_like(order).scatter(1, order, places)
