@@ -127,7 +127,8 @@ class DiffusionLM:
         log.info("loaded %s: %r", name_or_path, lm)
         return lm
 
-    __repr__ = describe
+    def __repr__(self) -> str:
+        return describe(self)
 
     def to(self, to: str | torch.device | torch.dtype) -> "DiffusionLM":
         """Move the weights to a device, or turn them into a type; returns the same object."""
