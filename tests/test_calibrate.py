@@ -333,7 +333,7 @@ def test_another_reference_is_measured_against(known):
     assert strict["settings"][0]["name"] == "left_to_right block=8"
     gap = usual["settings"][usual["in_order"]]["excess"]["value"]
     one, other = (run["settings"][-1]["excess"]["value"] for run in (usual, strict))
-    assert other == pytest.approx(one - gap, abs=1e-9)
+    assert other == pytest.approx(one - gap, abs=1e-7)  # sums of float32
 
 
 def test_where_nothing_is_certified_nothing_is_chosen(text, blocks, tmp_path):

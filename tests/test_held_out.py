@@ -72,10 +72,11 @@ def test_rows_know_the_document_they_begin_with(data, layout):
 def test_texts_are_what_errors_are_over(text, layout):
     lm = tiny_lm(layout=layout)
     held = held_out(lm, Source(str(text)), 20, 0)
-    assert held.num_documents == 20 < len(held.part)
+    count = held.num_documents
+    assert count < len(held.part) == 20
     each = torch.rand(held.part.shape, generator=torch.Generator().manual_seed(0)).double()
     each *= held.batch.trainable
-    nats, tokens = torch.zeros(20).double(), torch.zeros(20).double()
+    nats, tokens = torch.zeros(count).double(), torch.zeros(count).double()
     nats.index_add_(0, held.owners[0][held.part[:, 0]], each.sum(1))
     tokens.index_add_(0, held.owners[0], held.tokens.double())
     found = held.per_token(each)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato.arguments import shown
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.files import Remedy, brief, check_folder, check_shape, foreign, read_object
 from sfumato.hub import HERE, Place, download
@@ -52,6 +51,8 @@ def load_folder(
 def find_folder(name_or_path: str | Path, place: Place = HERE) -> Path:
     """The folder of a model: here, or downloaded from the Hub, or a shipped one by name."""
     if not isinstance(name_or_path, str | Path):
+        from sfumato.arguments import shown  # loads torch
+
         raise ConfigError(f"a model is the name or path of a folder, got {shown(name_or_path)}")
     name, folder = str(name_or_path), _folder(name_or_path)
     if name in (STORIES, STORIES_INFILL) and not folder.exists():
@@ -79,6 +80,8 @@ def _folder(name: str | Path) -> Path:
         folder = Path(name).expanduser()
         folder.exists()
     except (ValueError, RuntimeError, OSError) as error:  # NUL, a home that is none, too long
+        from sfumato.arguments import shown  # loads torch
+
         raise CheckpointError(f"{shown(name)} is no path: {error}; give that of a folder") from None
     return folder
 

@@ -1,5 +1,6 @@
 """`sfumato init`: a run file for one's data and device, every key in it with what it means."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -86,7 +87,9 @@ def written(data: Path, train: Mapping[str, Any], device: str, run: Path | None)
     def lines(key: Key, deep: int) -> Iterator[str]:
         last = key.name.rpartition(".")[2]
         if key.name in chosen:
-            line = yaml.safe_dump({last: chosen[key.name]}, allow_unicode=True).strip()
+            line = yaml.safe_dump(
+                {last: chosen[key.name]}, allow_unicode=True, width=math.inf
+            ).strip()
         else:
             value = "null" if key.default is None else key.value
             line = f"{'' if key.name in first else '#'}{last}: {value}"

@@ -4,6 +4,7 @@ What is said of a key stands below it in `sfumato.train.config`, so that the two
 """
 
 import inspect
+import math
 import textwrap
 import types
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,8 @@ class Key:
         """Its default as YAML, on one line."""
         if self.default is None or self.default is ...:
             return "none" if self.default is None else ""
-        return yaml.safe_dump(self.default, default_flow_style=True).removesuffix("...\n").strip()
+        line = yaml.safe_dump(self.default, default_flow_style=True, width=math.inf)
+        return line.removesuffix("...\n").strip()
 
 
 def sections() -> dict[str, type[Section]]:

@@ -74,6 +74,10 @@ class Writing:
     ] = None
     approx_refresh: Annotated[int | None, typer.Option(help="Or once in so many steps.")] = None
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", help="The text is cut before this, such as \\n; repeatable."),
+    ] = None
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32 or bf16: how the network computes.")
     ] = None
@@ -102,6 +106,7 @@ class Writing:
             "step_options": _pairs(self.step_options or []),
             "suppress": tuple(self.suppress or ()),
             "choices": tuple(self.choices or ()),
+            "stop": tuple(each.replace("\\n", "\n") for each in self.stop or ()),
             "json_schema": None if self.json_schema is None else _schema(self.json_schema),
         }
         return {name: value for name, value in given.items() if value not in (None, {}, ())}
