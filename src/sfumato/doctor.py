@@ -14,7 +14,7 @@ from sfumato.folders import SHIPPED, STORIES, STORIES_INFILL
 PYTHON = (3, 11)
 CORE = (
     *("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors"),
-    *("huggingface_hub", "numpy", "typer", "pydantic", "pyyaml", "rich"),
+    *("huggingface_hub", "numpy", "typer", "pydantic", "pyyaml", "rich", "xxhash"),
 )
 EXTRAS = {
     "sacrebleu": ("eval", "BLEU and Self-BLEU in sfumato evaluate"),
