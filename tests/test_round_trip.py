@@ -196,13 +196,15 @@ def test_words_that_get_spaces_between_them_are_not_joined():
 
 
 @pytest.mark.shared
-def test_qwen_composes_accents_and_others_keep_everything(shared, tmp_path):
+def test_qwen_composes_accents_gpt2_keeps_everything_and_smollm2_has_not_all_bytes(
+    shared, tmp_path
+):
     from transformers import Qwen2Tokenizer
 
     for name in ("gpt2", "smollm2"):
         eos = "<|endoftext|>" if name == "gpt2" else None
         other = load_tokenizer(shared / "tokenizers" / name, add_mask_token=True, eos_token=eos)
-        assert is_lossless(other)
+        assert is_lossless(other) == (name == "gpt2")  # SmolLM2 has no token for 21 bytes
     tokenizer = Qwen2Tokenizer.from_pretrained(shared / "tokenizers" / "dream-7b-qwen2")
     text = "cafe\u0301 na\u00efve re\u0301sume\u0301"
     source = write(tmp_path / "a.jsonl", ["plain", text])
