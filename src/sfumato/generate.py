@@ -135,13 +135,7 @@ def generate(
             f"num_steps={most} or larger blocks"
         )
     reopens = getattr(step, "reopens", False)
-    corruption = getattr(step, "corruption", None)  # a rule without one decides masks
-    telling = corruption is not None and not corruption.absorbing
-    if telling and lookahead and int(noisy.any(0).sum()) > 1:
-        raise ConfigError(
-            f"with {type(corruption).__name__.lower()} noise a block cannot see later blocks: "
-            "their noise is stronger than its own, and could be text; use lookahead=False"
-        )
+    _check_lookahead(step, lookahead and int(noisy.any(0).sum()) > 1)
     if not bool(canvas.noisy.any()):
         yield canvas
     decided = (~canvas.noisy).all(0).long().cumprod(0).sum()  # columns that are given in every row
@@ -178,6 +172,16 @@ def generate(
         if not bool(canvas.noisy.any()):
             return
         denoiser = denoiser.given(left=part.tokens)
+
+
+def _check_lookahead(step: Step, sees_later: bool) -> None:
+    """Raise if a block would see noise on its right that may be text."""
+    corruption = getattr(step, "corruption", None)  # a rule without one decides masks
+    if sees_later and corruption is not None and not corruption.absorbing:
+        raise ConfigError(
+            f"with {type(corruption).__name__.lower()} noise a block cannot see later blocks: "
+            "their noise is stronger than its own, and could be text; use lookahead=False"
+        )
 
 
 def filled(page: Canvas, ends: Sequence[int], filler: int) -> Canvas:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,8 @@ from sfumato.folders import STORIES, STORIES_INFILL
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sfumato.pages import Generation, Page, Reader
+    from sfumato.cli.html import Recorder
+    from sfumato.pages import Generation, Page, Reader, Task
     from sfumato.pipeline import DiffusionLM
 
 
@@ -60,41 +62,62 @@ def generate(
 ) -> None:
     """Write text, live in the terminal as it emerges from noise."""
     changes = writing.changes()
+    _check(prompt, infill, gap_length, candidates, num_samples, showing)
+    text, source = read_texts(prompt if infill is None else infill, source)
+    whole = infill is not None or writing.grow is not None  # needs full attention
+    name = model or (STORIES_INFILL if whole else STORIES)
+    lm = load_model(name, device)
+    gaps = {} if gap_length is None else {"gap_length": gap_length}
+    if candidates is not None:
+        found = lm.infill(text, source=source, candidates=candidates, **gaps, **changes)
+        _print_candidates(found, name if showing.as_json else None)
+        return
+    recorder = None
+    if showing.html is not None:
+        from sfumato.cli.html import Recorder
+
+        recorder = Recorder()
+    request = {"source": source, "num_samples": num_samples, **changes}
+    request["filters"] = () if recorder is None else (recorder,)
+    begin = time.perf_counter()
+    start = lm.start if infill is None else partial(lm.start_infill, **gaps)
+    _write(lm, name, start(text, **request), showing, recorder, begin)
+
+
+def _check(
+    prompt: str,
+    infill: str | None,
+    gap_length: str | None,
+    candidates: int | None,
+    num_samples: int,
+    showing: Showing,
+) -> None:
+    """Raise if arguments do not go together, before a model is loaded."""
     if prompt and infill is not None:
         raise ConfigError("give a prompt or --infill, not both")
     if infill is None and gap_length is not None:
         raise ConfigError("--gap-length is for --infill; the length of a new text is --length")
     if infill is None and candidates is not None:
         raise ConfigError("--candidates are for --infill; give it a text with a gap")
-    text, source = read_texts(prompt if infill is None else infill, source)
-    whole = infill is not None or writing.grow is not None  # needs full attention
-    model = model or (STORIES_INFILL if whole else STORIES)
+    stepwise = num_samples != 1 or showing.trajectory is not None or showing.html is not None
+    if candidates is not None and stepwise:
+        raise ConfigError(
+            "candidates are found, not written step by step; leave out --num-samples, "
+            "--trajectory and --html"
+        )
     if showing.html is not None:
         check_place(showing.html)
-    lm = load_model(model, device)
-    recorder = None
-    if showing.html is not None:
-        from sfumato.cli.html import Recorder
 
-        recorder = Recorder()
-    begin = time.perf_counter()
-    gaps = {} if gap_length is None else {"gap_length": gap_length}
-    if candidates is not None:
-        if num_samples != 1 or showing.trajectory is not None or recorder is not None:
-            raise ConfigError(
-                "candidates are found, not written step by step; leave out --num-samples, "
-                "--trajectory and --html"
-            )
-        found = lm.infill(text, source=source, candidates=candidates, **gaps, **changes)
-        _print_candidates(found, model if showing.as_json else None)
-        return
-    request = {"source": source, "num_samples": num_samples, **changes}
-    if recorder is not None:
-        request["filters"] = (recorder,)
-    if infill is None:
-        task = lm.start(text, **request)
-    else:
-        task = lm.start_infill(text, **gaps, **request)
+
+def _write(
+    lm: "DiffusionLM",
+    name: str,
+    task: "Task",
+    showing: Showing,
+    recorder: "Recorder | None",
+    begin: float,
+) -> None:
+    """Write a task, and show it as it is wanted."""
     screen = open_console()
     coloured = showing.live and not showing.as_json and is_drawable(screen)
     pages = lm.run(task)
@@ -110,7 +133,7 @@ def generate(
     last, interrupted = _last(pages)
     seconds = time.perf_counter() - begin
     if showing.as_json:
-        facts = {"model": model, "seconds": round(seconds, 3), "interrupted": interrupted}
+        facts = {"model": name, "seconds": round(seconds, 3), "interrupted": interrupted}
         typer.echo(json.dumps(facts | lm.finish(last).as_dict(), ensure_ascii=False))
     else:
         _print_texts(lm, last, screen if coloured else None)
@@ -122,7 +145,7 @@ def generate(
     if recorder is not None and showing.html is not None:
         from sfumato.cli.html import write_page
 
-        tell(write_page(recorder, lm.reader, showing.html, _facts(model, last)), "dim")
+        tell(write_page(recorder, lm.reader, showing.html, _facts(name, last)), "dim")
     if trace is not None:
         trace.check()
     if interrupted:

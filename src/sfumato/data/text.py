@@ -108,10 +108,7 @@ def prepare(
     workers = (os.cpu_count() or 1) if workers is None else workers
     if (tokenizer is None) == (vocab_size is None):
         raise ConfigError("give a tokenizer, or the vocab_size of a new one, and not both")
-    if not 0 <= validation < 1:
-        raise ConfigError(f"validation is a share of the text in [0, 1), got {validation}")
-    if workers < 1 or shard < 1:
-        raise ConfigError(f"workers and shard must be at least 1, got {workers} and {shard}")
+    _check_sizes(validation, workers, shard)
     if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(tokenizer)
     if tokenizer is not None:
@@ -132,11 +129,9 @@ def prepare(
             if not (out / PREPARED).exists():  # else another process has just finished it
                 journal = _open_journal(out, request)
                 tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
-                taken = Tally()
-                whole = name if not lossy else None
-                journal = _tokenize(
-                    source, out, tokenizer, journal, taken, workers, progress, whole=whole
-                )
+                taken, whole = Tally(), None if lossy else name
+                parts = (source, out, tokenizer, journal, taken, workers, progress)
+                journal = _tokenize(*parts, whole=whole)
                 if source.stamps() != stamps:
                     raise DataError(
                         f"{source.name} was written to while it was prepared; when it is whole, "
@@ -144,10 +139,7 @@ def prepare(
                     )
                 _finish(source, out, tokenizer, name, journal, taken)
             with _writing(out):
-                for leftover in (
-                    LOCK,
-                    JOURNAL,
-                ):  # as long as there is a journal, we come here again
+                for leftover in (LOCK, JOURNAL):  # while there is a journal, we come here again
                     (out / leftover).unlink(missing_ok=True)
     done = Prepared.open(out)
     _check_request(out, done.facts["request"], request)
@@ -160,6 +152,13 @@ def prepare(
         documents = sum(counts["documents"] for counts in done.facts["splits"].values())
         refuse_changes(Changes(**done.facts["changes"]), documents, name)
     return done
+
+
+def _check_sizes(validation: float, workers: int, shard: int) -> None:
+    if not 0 <= validation < 1:
+        raise ConfigError(f"validation is a share of the text in [0, 1), got {validation}")
+    if workers < 1 or shard < 1:
+        raise ConfigError(f"workers and shard must be at least 1, got {workers} and {shard}")
 
 
 def _check_place(out: Path, source: Readable) -> None:
