@@ -88,6 +88,8 @@ def test_the_help_of_training_names_every_section_and_how_keys_are_given(run):
     code, _, err = run("train")
     assert code == 2
     assert "sfumato init" in err
+    code, _, err = run("train", "train.max_steps=3")
+    assert (code, "before train.max_steps=3; sfumato init" in err) == (1, True)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

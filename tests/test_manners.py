@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from local_hub import environment, serve
-from tiny_lm import UNIFORM, tiny_lm
+from tiny_lm import SENTENCES, UNIFORM, tiny_lm
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as foreign
 
@@ -218,3 +218,19 @@ def test_who_listens_hears_what_was_loaded(taught_folder, caplog):
         DiffusionLM.from_pretrained(taught_folder)
     assert any("loaded" in said and "DiffusionLM(masked" in said for said in caplog.messages)
     assert json.loads((taught_folder / "config.json").read_text())["model_type"] == "sfumato"
+
+
+def test_no_library_speaks_on_the_command_line(taught_folder, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n<|endoftext|>\n".join(SENTENCES))
+    keys = ("model.init_from", taught_folder), ("train.max_steps", 1), ("train.device", "cpu")
+    keys = ("data.folder", "prepared"), ("evaluate.eval_steps", 0), ("data.length", 32), *keys
+    (tmp_path / "run.json").write_text(json.dumps({"output": "out"}))
+    for words in (
+        ["data", "prepare", "texts.txt", "prepared", "--tokenizer", taught_folder],
+        ["train", "run.json", *(f"{key}={value}" for key, value in keys)],
+    ):
+        command = [sys.executable, "-m", "sfumato", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "[transformers]" not in done.stderr
+        assert "Loading weights" not in done.stderr

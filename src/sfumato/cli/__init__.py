@@ -5,6 +5,7 @@ is imported inside the command that needs it, so that `--help` answers at once.
 """
 
 import errno
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -89,3 +90,7 @@ def _options(
     ] = False,
 ) -> None:
     del version
+    # what fails is said once and in our words; read before these libraries are first imported
+    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

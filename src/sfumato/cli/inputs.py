@@ -15,13 +15,8 @@ if TYPE_CHECKING:
 
 def load_model(name: str, device: str) -> "DiffusionLM":
     with show_status("loading the model"):
-        from transformers.utils import logging
-
         from sfumato.pipeline import DiffusionLM
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        _quiet_hub()
         return DiffusionLM.from_pretrained(name, device=device)
 
 
@@ -29,7 +24,6 @@ def open_source(name: str, reading: Reading, **options: Any) -> "Source":
     """A source; the separator may spell a line end as \\n."""
     from sfumato.data.sources import Source
 
-    _quiet_hub()
     if reading.separator is not None:
         options["separator"] = reading.separator.replace("\\n", "\n")
     return Source(name, field=reading.field, split=reading.split, config=reading.config, **options)
@@ -56,10 +50,3 @@ def _read(text: str) -> str:
             f"standard input is not UTF-8 at byte {error.start + 1}; give text in UTF-8"
         ) from None
     return read.removesuffix("\n").removesuffix("\r")  # as a shell's $(...) does
-
-
-def _quiet_hub() -> None:
-    """What fails is said in the end, in one line, and not at every attempt before."""
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()

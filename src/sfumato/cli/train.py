@@ -8,6 +8,7 @@ import typer
 
 from sfumato.cli.output import keep_as_log, tell
 from sfumato.cli.terminal import open_console, show_status
+from sfumato.errors import ConfigError
 
 # what follows the run file is keys, KEY=VALUE, for `load_run` to read
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -36,6 +37,8 @@ def train(
         return
     if run is None:
         raise typer.BadParameter("give a run file; sfumato init DATA writes one", param_hint="RUN")
+    if "=" in run.name and not run.exists():
+        raise ConfigError(f"give a run file before {run}; sfumato init DATA writes one")
     with show_status("starting"):
         from accelerate.utils import get_cpu_distributed_information
 
