@@ -222,7 +222,12 @@ def test_who_listens_hears_what_was_loaded(taught_folder, caplog):
 
 def test_no_library_speaks_on_the_command_line(taught_folder, tmp_path):
     (tmp_path / "texts.txt").write_text("\n<|endoftext|>\n".join(SENTENCES))
-    keys = ("model.init_from", taught_folder), ("train.max_steps", 1), ("train.device", "cpu")
+    keys = (
+        ("model.init_from", taught_folder),
+        ("train.max_steps", 1),
+        ("train.warmup_steps", 0),
+        ("train.device", "cpu"),
+    )
     keys = ("data.folder", "prepared"), ("evaluate.eval_steps", 0), ("data.length", 32), *keys
     (tmp_path / "run.json").write_text(json.dumps({"output": "out"}))
     for words in (
