@@ -287,11 +287,11 @@ def train_loop(one: Learner, data: Data, log: Log, minutes: float, every: int) -
 def train_sfumato(folder: Path, data: Data, log: Log, minutes: float, every: int) -> None:
     """The same through this package's trainer; its checkpoints are what is evaluated."""
     from sfumato.models.transformer import DiffusionTransformer
-    from sfumato.train import load_run, train
+    from sfumato.train import load_run, training
     from sfumato.train.events import Saved, Started, Stepped
 
     place = {"output": str(log.path.with_suffix("")), "data": {"folder": str(folder)}}
-    events = train(load_run(RECIPE | place, [f"train.save_steps={every}"]))
+    events = training(load_run(RECIPE | place, [f"train.save_steps={every}"]))
     spent, start = 0.0, time.process_time()
     for event in events:
         if isinstance(event, Started) and event.step:

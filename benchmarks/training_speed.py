@@ -162,7 +162,7 @@ def sfumato(shape: Shape, clock: Clock, laps: int, *, optimizer: str = "muon") -
     import random
 
     from sfumato.data import prepare
-    from sfumato.train import load_run, train
+    from sfumato.train import load_run, training
     from sfumato.train.events import Started, Stepped
 
     random.seed(0)
@@ -194,7 +194,7 @@ def sfumato(shape: Shape, clock: Clock, laps: int, *, optimizer: str = "muon") -
         }
     )
     num_weights = 0
-    for event in train(run):
+    for event in training(run):
         if isinstance(event, Started):
             num_weights = event.num_weights
         if isinstance(event, Stepped):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data.text import prepare
-from sfumato.train import Run, load_run, train
+from sfumato.train import Run, load_run, training
 from sfumato.train.events import Event, Stepped
 
 WORDS = [
@@ -42,7 +42,7 @@ def small_run(words: Path, output: Path, *overrides: str, **sections: Any) -> Ru
 
 
 def run_all(run: Run) -> list[Event]:
-    return list(train(run))
+    return list(training(run))
 
 
 def of_kind(events: list[Event], kind: type) -> list[Any]:

@@ -488,7 +488,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(run, words_folder, tmp_path,
             os.kill(os.getpid(), signal.SIGINT)
         yield from ()
 
-    monkeypatch.setattr("sfumato.train.trainer.train", endless)
+    monkeypatch.setattr("sfumato.train.training", endless)
     usual = signal.getsignal(signal.SIGINT)
     code, _, err = run("train", run_file(tmp_path, words_folder))
     assert code == 130

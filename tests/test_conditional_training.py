@@ -20,7 +20,7 @@ from sfumato.evals.evaluate import EvaluateOptions, evaluate
 from sfumato.models import EncoderDecoder
 from sfumato.objectives import DroppedSource, ExactK, MaskedDiffusion, Systematic
 from sfumato.rng import Rng
-from sfumato.train import Run, train
+from sfumato.train import Run, training
 from sfumato.train.events import Sampled, Saved, Stepped
 from sfumato.train.feed import as_batch
 from sfumato.train.trainer import Trainer
@@ -101,7 +101,7 @@ def test_a_conditional_run_goes_on_bit_for_bit(pairs, stages, tmp_path):
         )
         broken = whole.model_copy(update={"output": tmp_path / f"broken{number}"})
         run_all(whole)
-        begun = train(broken)
+        begun = training(broken)
         while not isinstance(next(begun), Saved):
             pass
         begun.close()
@@ -266,7 +266,7 @@ def test_two_processes_learn_what_one_learns(pairs, stages, tmp_path):
         "    for parallel in ('replicate', 'shard'):\n"
         "        run = stage(number, pairs, stages, f'train.parallel={parallel}',\n"
         "                    'objective.source_dropout=0.9')\n"
-        "        list(train(run.model_copy(update={'output': out / f'{parallel}{number}'})))\n"
+        "        train(run.model_copy(update={'output': out / f'{parallel}{number}'}))\n"
         "torch.distributed.destroy_process_group()\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -6,7 +6,7 @@ from small_runs import of_kind, prepare_words, run_all, small_run
 from tiny_lm import SENTENCES
 
 from sfumato.pipeline import DiffusionLM
-from sfumato.train import train
+from sfumato.train import training
 from sfumato.train.events import Evaluated, Saved, Started, Stepped
 
 pytestmark = pytest.mark.gpu
@@ -52,7 +52,7 @@ def test_a_run_goes_on_from_one_device_on_another_and_back(words, tmp_path):
     events = []
     for device, last in (("cpu", 3), (DEVICE, 6), ("cpu", 10)):
         options = {"device": device, "save_steps": 3, "ema_decay": 0.5}
-        for event in train(small_run(words, tmp_path / "out", train=options)):
+        for event in training(small_run(words, tmp_path / "out", train=options)):
             events.append(event)
             if isinstance(event, Saved) and event.step == last:
                 break
@@ -64,7 +64,7 @@ def test_a_gpu_goes_on_to_the_same_bits(words, tmp_path):
     options = {"device": DEVICE, "save_steps": 3, "precision": "auto"}
     straight = run_all(small_run(words, tmp_path / "straight", train=options))
     run = small_run(words, tmp_path / "out", train=options)
-    for event in train(run):
+    for event in training(run):
         if isinstance(event, Saved):
             break
     assert seen(run_all(run), Stepped) == seen(straight, Stepped)[6:]

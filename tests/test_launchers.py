@@ -40,7 +40,7 @@ def alone(tmp_path_factory) -> Path:
     run = small_run(prepare_words(folder / "words"), folder / "alone")
     (folder / "run.yaml").write_text(dump_run(run))
     (folder / "accelerate.yaml").write_text(CONFIG)
-    list(train(run))
+    train(run)
     return folder
 
 

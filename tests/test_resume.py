@@ -17,7 +17,7 @@ from small_runs import of_kind, prepare_words, run_all, small_run
 
 from sfumato.errors import CheckpointError, TrainingError
 from sfumato.pipeline import DiffusionLM
-from sfumato.train import Run, dump_run, load_run, train
+from sfumato.train import Run, dump_run, load_run, train, training
 from sfumato.train.checkpoint import Checkpoints
 from sfumato.train.events import Evaluated, Finished, Interrupted, Saved, Started, Stepped
 from sfumato.train.optim import rate_factor
@@ -43,8 +43,8 @@ def killed_after(run: Run, step: int) -> None:
     process = python(
         """
         import os, signal, sys
-        from sfumato.train import load_run, train
-        for event in train(load_run(sys.argv[1])):
+        from sfumato.train import load_run, training
+        for event in training(load_run(sys.argv[1])):
             if type(event).__name__ == "Stepped" and event.step == int(sys.argv[2]):
                 os.kill(os.getpid(), signal.SIGKILL)
         """,
@@ -106,7 +106,7 @@ def test_a_finished_run_given_again_does_nothing(words, tmp_path):
 
 def test_a_run_stopped_by_its_user_goes_on(words, tmp_path):
     run = small_run(words, tmp_path / "out", train={"save_steps": 4})
-    for event in train(run):
+    for event in training(run):
         if isinstance(event, Stepped) and event.step == 6:
             break
     assert [e.step for e in of_kind(run_all(run), Stepped)] == [5, 6, 7, 8, 9, 10]
@@ -118,7 +118,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(words, tmp_path, step
     expected = run_all(straight)
     run = small_run(words, tmp_path / "stopped", **HARD)
     answers = iter([*[False] * (step - 1), True])
-    events = list(train(run, lambda: next(answers)))
+    events = list(training(run, lambda: next(answers)))
     assert events[-1] == Interrupted(step, run.output / f"checkpoints/step-{step:08d}")
     assert [e.step for e in of_kind(events, Saved)] == [5, step][5 // step :]
     assert of_kind(run_all(run), Started)[0].step == step
@@ -134,7 +134,28 @@ def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(words, tmp_path, step
 def test_a_run_asked_to_stop_at_its_end_is_finished(words, tmp_path):
     run = small_run(words, tmp_path / "out", "train.max_steps=3")
     answers = iter([False, False])
-    assert type(list(train(run, lambda: next(answers)))[-1]).__name__ == "Finished"
+    assert train(run, lambda: next(answers)) == run_all(run)[-1]
+
+
+def test_train_trains_to_the_end_and_returns_how_it_ended(words, tmp_path):
+    run = small_run(words, tmp_path / "out", "train.max_steps=4")
+    answers = iter([False, True])
+    assert train(run, lambda: next(answers)) == Interrupted(
+        2, run.output / "checkpoints/step-00000002"
+    )
+    ended = train(run)
+    assert isinstance(ended, Finished)
+    assert (ended.step, ended.path, ended.stopped_early) == (4, run.output, False)
+    DiffusionLM.from_pretrained(run.output)
+
+
+def test_training_does_nothing_before_its_first_event_is_asked_for(words, tmp_path):
+    run = small_run(words, tmp_path / "out", "train.max_steps=3")
+    events = training(run)
+    assert not run.output.exists()
+    assert isinstance(next(events), Started)
+    assert run.output.exists()
+    assert [*events][-1] == train(run)
 
 
 # --- whole or absent ---
@@ -198,7 +219,7 @@ def test_half_a_checkpoint_is_never_gone_on_from(words, tmp_path):
 
 def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(words, tmp_path):
     run = small_run(words, tmp_path / "out", train={"save_steps": 5})
-    events = train(run)
+    events = training(run)
     for event in events:
         if isinstance(event, Saved):
             break
@@ -217,7 +238,7 @@ def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(words, tmp_pat
 
 def test_a_disk_too_full_for_metrics_stops_the_run_too(words, tmp_path):
     run = small_run(words, tmp_path / "out")
-    events = train(run)
+    events = training(run)
     for event in events:
         if isinstance(event, Stepped):
             break
@@ -289,7 +310,7 @@ def test_other_data_are_refused(words, tmp_path):
 def test_settings_that_change_no_step_may_change(words, tmp_path):
     run_all(small_run(words, tmp_path / "straight", train={"save_steps": 5}))
     run = small_run(words, tmp_path / "out", train={"save_steps": 5})
-    for event in train(run):
+    for event in training(run):
         if isinstance(event, Saved):
             break
     moved = shutil.copytree(words, tmp_path / "moved")
@@ -306,7 +327,7 @@ def test_a_run_at_its_peak_rate_can_be_made_longer(words, tmp_path, kind):
     longer = {"max_steps": 14}
     run_all(small_run(words, tmp_path / "straight", train={**rates, **longer}))
     short = small_run(words, tmp_path / "out", train=rates)
-    events = train(short)
+    events = training(short)
     while not isinstance(event := next(events), Saved):
         pass
     assert event.step == 6
@@ -329,7 +350,7 @@ def test_a_run_whose_rate_falls_can_be_made_longer_too_and_says_so(words, tmp_pa
     rates = {"lr_scheduler_type": kind, "save_steps": 6, "min_lr_ratio": 0.25}
     run_all(small_run(words, tmp_path / "out", train=rates))
     longer = small_run(words, tmp_path / "out", train={**rates, "max_steps": 16})
-    events = train(longer)
+    events = training(longer)
     begun = next(events)
     assert begun.step == 10
     assert begun.note.startswith("made longer, from 10 to 16 steps: the learning rate is ")
@@ -348,7 +369,7 @@ def test_a_run_killed_between_its_first_model_and_its_first_checkpoint_begins_ag
     words, tmp_path
 ):
     run = small_run(words, tmp_path / "out", "evaluate.eval_steps=3", "train.save_steps=8")
-    events = train(run)
+    events = training(run)
     while not isinstance(next(events), Evaluated):
         pass
     events.close()
@@ -390,7 +411,7 @@ def test_overwriting_is_of_another_run_so_that_a_preempted_one_ends(words, tmp_p
     run = small_run(words, tmp_path / "out", "overwrite=true", train={"save_steps": 3})
     begun = []
     for _ in range(4):  # a job that is stopped after every checkpoint, and given again as it was
-        events = train(run)
+        events = training(run)
         begun.append(next(events).step)
         while not isinstance(next(events, None), Saved | Finished | None):
             pass

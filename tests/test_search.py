@@ -105,7 +105,7 @@ def test_what_is_found_is_trained_on_logged_and_gone_on_with(words, tmp_path, fe
 
     run = small_run(words, tmp_path / "stopped", *SEARCH, **options)
     answers = iter([*[False] * 6, True])
-    list(train(run, lambda: next(answers)))
+    train(run, lambda: next(answers))
     events = run_all(run)
     assert of_kind(events, Stepped)[0].step == 8
     assert of_kind(events, Searched) == found[1:]

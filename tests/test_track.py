@@ -9,7 +9,7 @@ import pytest
 from small_runs import prepare_words, run_all, small_run
 
 from sfumato.errors import CheckpointError, TrainingError
-from sfumato.train import train
+from sfumato.train import training
 from sfumato.train.events import Saved, Stepped
 from sfumato.train.log import Metrics, read_records
 
@@ -34,7 +34,7 @@ def by_step(records) -> dict[int, dict[str, float]]:
 
 def stop_after(run, step: int) -> None:
     """As a kill would: the step is logged, and not in a checkpoint."""
-    events = train(run)
+    events = training(run)
     while not (isinstance(event := next(events), Stepped) and event.step == step):
         pass
     next(events)  # it logs after it told
@@ -151,7 +151,7 @@ def test_tensorboard_shows_every_record_once_also_after_a_kill(words, tmp_path):
     accumulator = pytest.importorskip(module).EventAccumulator
     run = small_run(words, tmp_path / "out", "log.report_to=tensorboard", "train.save_steps=4")
     stop_after(run, 7)
-    events = train(run)
+    events = training(run)
     while not isinstance(next(events), Saved):
         pass
     events.close()

@@ -24,7 +24,7 @@ from sfumato.errors import (
 )
 from sfumato.likelihood import Estimate
 from sfumato.pipeline import DiffusionLM
-from sfumato.train import load_run, train
+from sfumato.train import load_run, training
 from sfumato.train.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
 from sfumato.train.trainer import Trainer
 from sfumato.train.world import World
@@ -328,7 +328,7 @@ def test_data_without_held_out_text_are_refused(tmp_path):
     (tmp_path / "x.txt").write_text("one small text " * 40)
     prepare(tmp_path / "x.txt", tmp_path / "x", vocab_size=270, validation=0.0, workers=1)
     with pytest.raises(DataError, match=r"'validation'.* is empty"):
-        next(train(small_run(tmp_path / "x", tmp_path / "out", "evaluate.eval_steps=1000")))
+        next(training(small_run(tmp_path / "x", tmp_path / "out", "evaluate.eval_steps=1000")))
     assert (
         run_all(small_run(tmp_path / "x", tmp_path / "out2", "evaluate.eval_steps=0"))[-1].best
         is None
@@ -336,14 +336,14 @@ def test_data_without_held_out_text_are_refused(tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(words, tmp_path):
-    first = train(small_run(words, tmp_path / "out"))
+    first = training(small_run(words, tmp_path / "out"))
     next(first)
     with pytest.raises(
         TrainingError, match=rf"out is in use by another run \(process {os.getpid()}"
     ):
-        next(train(small_run(words, tmp_path / "out")))
+        next(training(small_run(words, tmp_path / "out")))
     first.close()
-    next(train(small_run(words, tmp_path / "out")))
+    next(training(small_run(words, tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_what_the_launcher_asks_for_is_done_and_written(words, tmp_path, monkeyp
     assert load_run(run.output / "run.yaml").train.precision == "bf16"
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="ACCELERATE_USE_DEEPSPEED"):
-        next(train(run))
+        next(training(run))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small_runs import SEARCH, of_kind, prepare_words, run_all, small_run
 from torch.testing import assert_close
 
-from sfumato.train import train
+from sfumato.train import training
 from sfumato.train.events import Evaluated, Saved, Stepped
 
 HERE = Path(__file__).parent
@@ -23,10 +23,10 @@ def outputs(tmp_path_factory) -> Path:
     words = prepare_words(folder / "words")
     options = {"ema_decay": 0.5, "save_steps": 5}
     sections = {"train": options, "model": {"dropout": 0.2}}
-    events = list(train(small_run(words, folder / "alone", **sections)))
+    events = list(training(small_run(words, folder / "alone", **sections)))
     losses = [event.loss for event in of_kind(events, Stepped)]
     run_all(small_run(words, folder / "searched-alone", "train.max_steps=6", *SEARCH))
-    begun = train(small_run(words, folder / "begun", **sections))
+    begun = training(small_run(words, folder / "begun", **sections))
     while not isinstance(next(begun), Saved):
         pass
     begun.close()

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.errors import CheckpointError, ConfigError, TrainingError
-from sfumato.train import train
+from sfumato.train import training
 from sfumato.train.events import Evaluated, Interrupted, Saved, Searched, Stepped
 from sfumato.train.trainer import Trainer
 from sfumato.train.world import World
@@ -57,7 +57,7 @@ trainer.close()
 # one process is asked to stop: both save and end, and go on bit for bit
 run = small_run(words, out / "stopped", train=OPTIONS, model=MODEL)
 answers = iter([False] * 6 + [rank == 1])
-events = list(train(run, lambda: next(answers)))
+events = list(training(run, lambda: next(answers)))
 assert isinstance(events[-1], Interrupted)
 assert events[-1].step == 7
 assert of_kind(run_all(run), Stepped)[0].step == 8

@@ -13,7 +13,7 @@ from sfumato.data.sources import Source
 from sfumato.data.text import prepare
 from sfumato.data.tokenizer import save_tokenizer, train_tokenizer
 from sfumato.pipeline import DiffusionLM
-from sfumato.train import trainer
+from sfumato.train import training
 
 STORIES = ["Tom saw a red ball. He ran.", "The cat sat in the sun, and slept.", "Ann is happy!"] * 5
 
@@ -36,7 +36,7 @@ def train(root: Path) -> str:
         "samples": {"sample_steps": 2, "prompts": ["\u00fcber"], "length": 4, "num_steps": 2},
     }
     run = small_run(root / "words", root / "out", **sections)
-    return " ".join(type(event).__name__ for event in trainer.train(run))
+    return " ".join(type(event).__name__ for event in training(run))
 
 
 def prepare_texts(root: Path) -> None:

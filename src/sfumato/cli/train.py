@@ -42,9 +42,8 @@ def train(
     with show_status("starting"):
         from accelerate.utils import get_cpu_distributed_information
 
-        from sfumato.train import load_run
+        from sfumato.train import load_run, training
         from sfumato.train.stages import stages
-        from sfumato.train.trainer import train as events
 
         wanted = load_run(run, context.args)
     from sfumato.cli.training_view import Signals, show
@@ -54,7 +53,7 @@ def train(
     screen = open_console(quiet=get_cpu_distributed_information().rank != 0)  # of many one prints
     try:
         with Signals() as stop:
-            last = show(events(wanted, stop), screen, wanted.log.logging_steps, stages(wanted))
+            last = show(training(wanted, stop), screen, wanted.log.logging_steps, stages(wanted))
     except KeyboardInterrupt:
         tell("interrupted; give the same command again to go on")
         raise typer.Exit(130) from None

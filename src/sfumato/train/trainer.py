@@ -1,11 +1,10 @@
-"""The training loop: one process or many, any device, exact to the bit when it goes on.
+"""One run in one process: its steps, what it measures and keeps, exact to the bit when it goes on.
 
-A loop of our own on torch: nothing in a step depends on how the rows of its global batch are
-shared out over processes, accumulation and workers, and a checkpoint holds all that a step reads.
+Nothing in a step depends on how the rows of its global batch are shared out over processes,
+accumulation and workers, and a checkpoint holds all that a step reads.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,7 +36,7 @@ from sfumato.train.build import (
     build_network,
     build_objective,
 )
-from sfumato.train.checkpoint import DAMAGED, SHAPE, STATE, Checkpoints, locked
+from sfumato.train.checkpoint import DAMAGED, SHAPE, STATE, Checkpoints
 from sfumato.train.config import Run
 from sfumato.train.events import (
     Evaluated,
@@ -51,7 +50,6 @@ from sfumato.train.events import (
     Stepped,
 )
 from sfumato.train.feed import MicroBatches, Order, as_batch
-from sfumato.train.launch import launched
 from sfumato.train.log import Metrics, Window, read_records
 from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
@@ -59,7 +57,7 @@ from sfumato.train.run_file import dump_run
 from sfumato.train.search import INTERVALS, Interval, least, loss_variances
 from sfumato.train.state import State
 from sfumato.train.step import Scored, Stepper, to_device
-from sfumato.train.world import World, joined, release
+from sfumato.train.world import World, release
 from sfumato.types import Batch, Objective
 
 EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
@@ -68,22 +66,6 @@ SEARCHES = 3  # what objectives do not fold the run's seed with
 
 def never() -> bool:
     return False
-
-
-def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Event]:
-    """Train, and tell what happens; the model is in `run.output` when it ends.
-
-    The same run given again goes on from its newest checkpoint, to the same result to the bit,
-    and does nothing if it is finished. After every step `stop` is asked whether to save and end
-    there; if it says so in one process, all of them do. Closing the iterator ends without saving.
-    """
-    run = launched(run, os.environ)
-    with joined(run.train.device) as world, locked(run.output) if world.first else nullcontext():
-        trainer = Trainer(run, world, stop)
-        try:
-            yield from trainer.events()
-        finally:
-            trainer.close()
 
 
 @dataclass(frozen=True)
