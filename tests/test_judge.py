@@ -18,7 +18,8 @@ from transformers import (
 from sfumato.errors import CheckpointError, ConfigError, DataError, MissingExtra
 from sfumato.evals.judge import Judge
 from sfumato.evals.text import text_report
-from sfumato.evals.weights import find_weights, fingerprint
+from sfumato.evals.weights import find_weights
+from sfumato.tensors import fingerprint
 
 TEXTS = ["Once upon a time.", "", "Tom ran.", "A caf\u00e9 \u2603!", "  \n", "the end " * 9]
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

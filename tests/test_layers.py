@@ -21,7 +21,7 @@ corruption models data
 denoisers guidance readers approximate
 objectives continuous steps revising published constrained
 generate blockwise growing likelihood retrace testing
-rules options hub folders pages finite given gaps fills candidates
+rules options hub calibrated folders pages finite given gaps fills candidates
 conditions stops scores describe pipeline pipeline_hf conditional
 evals
 train export serve

@@ -3,7 +3,6 @@
 The names here are loaded when they are first used, so that `import sfumato` costs nothing.
 """
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import SfumatoError
@@ -25,8 +24,6 @@ __all__ = [
     "SfumatoError",
     "__version__",
 ]
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # who wants to hear it says so
 
 _PLACES = {
     "ConditionalDiffusionLM": "sfumato.conditional",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    from sfumato.calibrated import Calibration
     from sfumato.data.tokenizer import SpecialIds
     from sfumato.options import GenerationOptions
 
@@ -32,20 +33,23 @@ STORIES, STORIES_INFILL = "stories", "stories-infill"  # one of blocks, one of f
 
 def load_folder(
     name_or_path: str | Path, dtype: "torch.dtype | str", place: Place = HERE
-) -> "tuple[Any, PreTrainedTokenizerFast, GenerationOptions]":
-    """A model, its tokenizer and its generation options, on the CPU; dtype "auto": as stored."""
+) -> "tuple[Any, PreTrainedTokenizerFast, GenerationOptions, Calibration | None]":
+    """A model, its tokenizer, its generation options and the record of its calibration.
+
+    On the CPU; dtype "auto": as stored.
+    """
+    from sfumato.calibrated import Calibration
     from sfumato.data.tokenizer import load_tokenizer
     from sfumato.options import read_generation_config
 
     folder = find_folder(name_or_path, place)
-    return read_whole(
-        folder,
-        lambda: (
-            _load_model(folder, str(name_or_path), dtype),
-            load_tokenizer(folder),
-            read_generation_config(folder),
-        ),
-    )
+
+    def read() -> "tuple[Any, PreTrainedTokenizerFast, GenerationOptions, Calibration | None]":
+        model = _load_model(folder, str(name_or_path), dtype)
+        calibration = Calibration.read(folder, model.config)
+        return model, load_tokenizer(folder), read_generation_config(folder), calibration
+
+    return read_whole(folder, read)
 
 
 def find_folder(name_or_path: str | Path, place: Place = HERE) -> Path:

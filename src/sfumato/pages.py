@@ -1,6 +1,7 @@
 """What passes between a request and its text: the task, the pages, the result, and their reader."""
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import groupby, takewhile
@@ -60,6 +61,10 @@ class Page:
     @classmethod
     def blank(cls, task: Task) -> "Page":
         return cls(task, 0, task.canvas, torch.where(task.canvas.fixed, 0, -1))
+
+    @staticmethod
+    def last(pages: Iterator["Page"]) -> "Page":
+        return deque(pages, maxlen=1)[0]
 
     def after(self, canvas: Canvas) -> "Page":
         """The page of the next step, whose positions may have moved."""

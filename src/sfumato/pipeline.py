@@ -6,7 +6,6 @@ print(lm.generate("Once upon a time").text)
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from torch import Tensor
 from sfumato.approximate import ApproximateCache
 from sfumato.arguments import FLAG, Kind
 from sfumato.blockwise import generate_blocks
+from sfumato.calibrated import Calibration
 from sfumato.candidates import candidates as find_candidates
 from sfumato.changes import Changes
 from sfumato.conditions import (
@@ -83,6 +83,7 @@ class DiffusionLM:
         self.tokenizer = tokenizer
         self.special = special_ids(tokenizer)
         self.options = options or GenerationOptions()
+        self.calibration: Calibration | None = None  # of these weights, if they have one
         self.network = Network(model)
         config = model.config
         check_tokenizer(config, tokenizer, self.special)
@@ -122,8 +123,9 @@ class DiffusionLM:
         where, kind = find_device(device), weights_dtype(dtype)
         with bars(FLAG.check("progress", progress)):
             hub = Place(revision, token, cache_dir)
-            model, tokenizer, options = load_folder(name_or_path, kind, hub)
+            model, tokenizer, options, calibration = load_folder(name_or_path, kind, hub)
         lm = cls(model.to(where).eval(), tokenizer, options)
+        lm.calibration = calibration
         log.info("loaded %s: %r", name_or_path, lm)
         return lm
 
@@ -194,7 +196,7 @@ class DiffusionLM:
         task = self.start(
             prompt, source=source, num_samples=num_samples, filters=filters, **changes
         )
-        return self.finish(_last(self.run(task)))
+        return self.finish(Page.last(self.run(task)))
 
     def stream(
         self,
@@ -236,7 +238,7 @@ class DiffusionLM:
             return find_candidates(self, *asked)
         asked = {"source": source, "gap_length": gap_length, "num_samples": num_samples}
         task = self.start_infill(text, **asked, filters=filters, **changes)
-        return self.finish(_last(self.run(task)))
+        return self.finish(Page.last(self.run(task)))
 
     def show(self, page: Page, row: int = 0, noise: str = NOISE) -> str:
         """A page as text, given text included, with `noise` where nothing is decided yet."""
@@ -312,6 +314,8 @@ class DiffusionLM:
         task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources, automaton)
         if left is not None and hidden is not None and left.shape[1]:
             task = replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
+        if self.calibration is not None:
+            self.calibration.warn(options, self.options, task.canvas.noisy)
         return self._checked(task)
 
     def start_infill(
@@ -492,7 +496,3 @@ class DiffusionLM:
     def source_rows(self, sources: Sequence[str]) -> Tensor:
         """Tokens of sources as prepared data have them, [B, S]."""
         return source_rows(self.encode(sources), self.special).to(self.device)
-
-
-def _last(pages: Iterator[Page]) -> Page:
-    return deque(pages, maxlen=1)[0]

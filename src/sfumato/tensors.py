@@ -7,7 +7,7 @@ anew writes it anew; files of other programs have none.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,16 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         made.update(f"{name} {tensor.dtype} {[*tensor.shape]}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         made.update(flat.view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def fingerprint(weights: Sequence[Path]) -> str:
+    """SHA-256 of weight files, one after the other; of a single file, what `sha256sum` prints."""
+    made = hashlib.sha256()
+    for path in weights:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                made.update(chunk)
     return made.hexdigest()
 
 

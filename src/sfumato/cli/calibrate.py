@@ -74,7 +74,8 @@ def calibrate(
 
     Writes calibration.json and calibration.png beside the model's generation_config.json.
     """
-    from sfumato.cli.calibration_view import PICTURE, RECORD, copy_files, show, target
+    from sfumato.calibrated import RECORD
+    from sfumato.cli.calibration_view import PICTURE, copy_files, show, target
 
     folder = target(model, out)
     with show_status("starting"):

@@ -13,7 +13,7 @@ from sfumato.errors import ConfigError
 from sfumato.folders import SHIPPED, find_folder
 from sfumato.publish import check_free
 
-RECORD, PICTURE = "calibration.json", "calibration.png"
+PICTURE = "calibration.png"
 
 
 def target(model: str, out: Path | None) -> Path:

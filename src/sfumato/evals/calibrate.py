@@ -8,7 +8,8 @@ it loses against one token a pass is what deciding several at once costs. Learn 
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def calibrate(
     settings = [*ends, *(setting for family in grid.families for setting in family.settings)]
     can = [True] * len(ends) + [f.scored for f in grid.families for _ in f.settings]
     readable = [setting for setting, yes in zip(settings, can, strict=True) if yes]
-    with lm.inference():
+    with lm.inference(), _silent(lm):
         excess = _excess(lm, grid, readable, pieces, options, progress)
         paces, twin = _paces(lm, settings, options, progress)
     found = iter(excess)
@@ -152,6 +153,16 @@ def write_chosen(made: dict[str, Any], folder: str | Path) -> None:
     block = values.get("block")  # of a model of blocks, what it always was
     told = {key: value for key, value in setting.items() if value not in (None, {})}
     write({**({"block": block} if block else {}), **kept, **told}, path)
+
+
+@contextmanager
+def _silent(lm: DiffusionLM) -> Iterator[None]:
+    """What an older calibration expects of the settings is not said: they are measured."""
+    kept, lm.calibration = lm.calibration, None
+    try:
+        yield
+    finally:
+        lm.calibration = kept
 
 
 def _own(lm: DiffusionLM, grid: Grid) -> list[Setting]:

@@ -19,10 +19,10 @@ from transformers import (
 
 from sfumato.errors import CheckpointError, ConfigError, MissingExtra
 from sfumato.estimates import Estimate, ratio
-from sfumato.evals.weights import find_weights, fingerprint
+from sfumato.evals.weights import find_weights
 from sfumato.files import Remedy, check_folder, foreign
 from sfumato.hub import bars
-from sfumato.tensors import check_finite
+from sfumato.tensors import check_finite, fingerprint
 
 
 @dataclass(frozen=True)

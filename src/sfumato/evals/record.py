@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import DataError
-from sfumato.evals.weights import find_weights, fingerprint
+from sfumato.evals.weights import find_weights
 from sfumato.publish import write_text
+from sfumato.tensors import fingerprint
 
 
 def record(

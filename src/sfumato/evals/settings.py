@@ -19,6 +19,7 @@ LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)  # of others: steps for each position of a block
 RULES = ("threshold", "factor", "entropy_bound", "probability")  # unless others are named
+OWN = "own"  # the rule that the model has, with its options, in several numbers of steps
 REFERENCES = ("probability", "margin", "entropy", "left_to_right")  # one token a pass
 BLOCKS = (8, 16, 32)  # of a model of full attention, unless others are named
 
@@ -156,30 +157,36 @@ def check_calibrated(lm: DiffusionLM) -> None:
 
 def _family(lm: DiffusionLM, text: str, block: int | None, wanted: Wanted, canvas: int) -> Family:
     rule, values = _rule_and_values(text)
-    size = block or lm.block_size or canvas
-    if rule in LADDERS:
+    size, options = block or lm.block_size or canvas, {}
+    if rule == OWN:
+        if not isinstance(lm.options.step, str | None):
+            raise ConfigError("this model's own step is a rule without a name; name another step")
+        rule, options = lm.options.step or "ancestral", dict(lm.options.step_options)
+    elif rule in LADDERS:
         option, usual = LADDERS[rule]
-        settings = [Setting(rule, {option: value}, None, block) for value in values or usual]
-    else:
-        count = -(-canvas // size)
-        each = [round(share * size) for share in SHARES]
-        numbers = wanted.num_steps or sorted({n * count for n in each if n > 0}, reverse=True)
-        for number in numbers:
-            if number % count:
-                raise ConfigError(
-                    f"num_steps {number} does not share out evenly over {count} blocks of {size}; "
-                    f"use a multiple of {count}"
-                )
-        settings = [Setting(rule, {}, number, block) for number in numbers]
-    made = [setting.applied(lm.options).rule(lm.corruption) for setting in settings]  # checks
+        return _checked(lm, [Setting(rule, {option: v}, None, block) for v in values or usual])
+    count = -(-canvas // size)
+    each = [round(share * size) for share in SHARES]
+    numbers = wanted.num_steps or sorted({n * count for n in each if n > 0}, reverse=True)
+    for number in numbers:
+        if number % count:
+            raise ConfigError(
+                f"num_steps {number} does not share out evenly over {count} blocks of {size}; "
+                f"use a multiple of {count}"
+            )
+    return _checked(lm, [Setting(rule, options, number, block) for number in numbers])
+
+
+def _checked(lm: DiffusionLM, settings: Sequence[Setting]) -> Family:
+    made = [setting.applied(lm.options).rule(lm.corruption) for setting in settings]
     return Family(tuple(settings), can_retrace(made[0]))
 
 
 def _rule_and_values(text: str) -> tuple[str, Sequence[float]]:
     """ "threshold=0.9,0.7" -> ("threshold", (0.9, 0.7))."""
     rule, equals, listed = text.partition("=")
-    if rule not in STEPS:
-        raise ConfigError(f"unknown step '{rule}'{near(rule, STEPS)}")
+    if rule not in (*STEPS, OWN):
+        raise ConfigError(f"unknown step '{rule}'{near(rule, (*STEPS, OWN))}")
     if not equals:
         return rule, ()
     if rule not in LADDERS:

@@ -1,7 +1,5 @@
-"""The weight files of a model, wherever it is, and their fingerprint."""
+"""The weight files of a model, wherever it is."""
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from sfumato.errors import CheckpointError, ConfigError, told
@@ -29,16 +27,6 @@ def find_weights(path: str | Path) -> list[Path]:
         f"{path} holds no .safetensors or .gguf file; pickled weights (.bin, .pt) are not opened, "
         "as they can run code: convert them with save_pretrained"
     )
-
-
-def fingerprint(weights: Sequence[Path]) -> str:
-    """SHA-256 of weight files, one after the other; of a single file, what `sha256sum` prints."""
-    digest = hashlib.sha256()
-    for file in weights:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _download(name: str) -> Path:

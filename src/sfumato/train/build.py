@@ -327,7 +327,7 @@ def load_model(run: Run, data: Prepared | PreparedPairs) -> DiffusionTransformer
             "model.init_from brings its own shape; leave out the other keys of model (but encoder "
             "and freeze_decoder, and block_size for objective.name=block)"
         )
-    model, tokenizer, _ = load_folder(name, torch.float32)
+    model, tokenizer, *_ = load_folder(name, torch.float32)
     data.check_tokenizer(tokenizer)
     config = model.config
     was_shifted = config.shift or config.objective == "next_token"
@@ -369,7 +369,7 @@ def add_encoder(
     else:
         if _own_shape(options) or options.size != EncoderOptions().size:
             raise ConfigError("model.encoder.init_from brings its own shape; leave out the rest")
-        start, tokenizer, _ = load_folder(options.init_from, torch.float32)
+        start, tokenizer, *_ = load_folder(options.init_from, torch.float32)
         if pairs is not None:
             pairs.check_tokenizer(tokenizer)
         shape = TransformerConfig(**{key: getattr(start.config, key) for key in SHAPE} | common)
