@@ -5,7 +5,8 @@
 STORIES is TinyStories as it is found: its files (.txt, .jsonl, .parquet), folders of them, or a
 name on the Hub. `stories-hashes.txt` says which of its stories are taken, and in what order. All
 that is made goes into WORK: data/, runs/ and, in the end, models/stories and models/stories-infill.
-The same command given again goes on where it was stopped.
+The same command given again goes on where it was stopped. Then `calibrate_stories.py MODEL DATA`
+makes the record by which a model warns of settings that lose too much.
 """
 
 import argparse

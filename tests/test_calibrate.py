@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sfumato import DiffusionLM
+from sfumato.calibrated import Calibration
 from sfumato.data.text import prepare
 from sfumato.data.tokenizer import save_tokenizer
 from sfumato.errors import CheckpointError, ConfigError, DataError
@@ -19,6 +20,7 @@ from sfumato.evals.pieces import draw_pieces, score
 from sfumato.evals.settings import BLOCKS, RULES, Grid, Setting, Wanted
 from sfumato.evals.speed import autoregressive_lap, lap
 from sfumato.likelihood import by_decoder
+from sfumato.steps import Threshold
 from sfumato.types import Batch
 
 TEXTS = [f"{sentence} {n}" for n in range(12) for sentence in SENTENCES[:3]]
@@ -54,6 +56,32 @@ def test_a_model_of_blocks_is_compared_in_its_own_blocks(blocks):
     assert [s.num_steps for s in grid.families[-1].settings] == [18, 12, 6]
     assert [grid.steps_each(blocks, s) for s in grid.families[-1].settings] == [3, 2, 1]
     assert grid.steps_each(blocks, grid.reference) is None
+
+
+def test_a_models_own_rule_is_compared_in_several_numbers_of_steps(blocks):
+    lm = tiny_lm(attention="block_causal", block_size=4)
+    lm.options = replace(lm.options, step="entropy_bound", step_options={"gamma": 0.4})
+    [family] = Grid.of(lm, Wanted(step=("own",), num_steps=(12, 6))).families
+    assert family.settings == tuple(
+        Setting("entropy_bound", {"gamma": 0.4}, number) for number in (12, 6)
+    )
+    assert family.scored
+    [family] = Grid.of(blocks, Wanted(step=("own",))).families  # none is named: ancestral
+    assert [s.step for s in family.settings] == ["ancestral"] * 3
+    lm.options = replace(lm.options, step=Threshold(lm.corruption.schedule), step_options={})
+    with pytest.raises(ConfigError, match="own step is a rule without a name"):
+        Grid.of(lm, Wanted(step=("own",)))
+
+
+def test_what_is_measured_is_not_warned_of(blocks, text, tmp_path, caplog):
+    lm = tiny_lm(attention="block_causal", block_size=4)
+    loud = Calibration(tmp_path, "", 0.01, CANVAS, False, ())
+    object.__setattr__(loud, "warn", lambda *asked: pytest.fail("warned"))
+    lm.calibration = loud
+    options = CalibrateOptions(rows=8, num_texts=1, confidence=0.5, step=("probability",))
+    folder = saved(lm, tmp_path / "model")
+    calibrate(lm, text, options, model_name=str(folder))
+    assert lm.calibration is loud
 
 
 def test_a_model_of_full_attention_is_compared_in_several_sizes_of_block():

@@ -97,7 +97,13 @@ def test_fixed_numbers_of_steps(tmp_path, asked, nats, at_least):
         ("threshold", None, {"level": 0.3}, 0.4, True),  # bolder than the boldest
         ("entropy_bound", SIX, {"gamma": 0.4}, 0.9, False),
         ("entropy_bound", 15, {"gamma": 0.4}, 0.04 + (0.9 - 0.04) * 9 / 18, False),
-        ("threshold", SIX, {"level": 0.9}, 1.5, True),  # its share alone loses what probability's does
+        (
+            "threshold",
+            SIX,
+            {"level": 0.9},
+            1.5,
+            True,
+        ),  # its share alone loses what probability's does
         ("threshold", 15, {"level": 0.5}, 0.4, True),  # more than the share does
         ("factor", SIX, {}, 1.5, True),
     ],

@@ -28,7 +28,8 @@ class Calibrating:
     step: Annotated[
         list[str] | None,
         typer.Option(
-            help="Rule, or a rule with values from safe to bold: threshold=0.9,0.7. Repeatable.",
+            help="Rule, or a rule with values from safe to bold: threshold=0.9,0.7; or own, the "
+            "model's, in so many --num-steps. Repeatable.",
             show_default="threshold, factor, entropy_bound, probability",
         ),
     ] = None

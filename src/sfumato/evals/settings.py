@@ -62,7 +62,9 @@ class Family:
 class Wanted:
     """What a user wants compared; empty: what suits the model."""
 
-    step: tuple[str, ...] = ()  # rules, or a rule with values for its option: threshold=0.9,0.7
+    step: tuple[
+        str, ...
+    ] = ()  # rules, a rule with values for its option: threshold=0.9,0.7, or own
     num_steps: tuple[int, ...] = ()  # of rules without one, from the most
     block: tuple[int, ...] = ()
     reference: str = "probability"
