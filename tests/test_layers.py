@@ -25,7 +25,7 @@ rules options hub calibrated folders pages finite given gaps fills candidates
 conditions stops scores describe pipeline pipeline_hf conditional
 evals
 train export serve
-doctor model_doctor cli __main__
+doctor model_doctor data_doctor cli __main__
 """
 ORDER = LAYERS.split()
 

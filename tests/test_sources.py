@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_hub import environment, serve
+from local_hub import COMMIT, environment, serve
 
 from sfumato.data import Source, encode, train_tokenizer
 from sfumato.data.documents import PIECE, Piece, cut, split_text
@@ -441,8 +441,12 @@ def test_a_data_set_is_read_by_its_name_on_the_hub(tmp_path):
     script = (
         "import json, sys\n"
         "from sfumato.data import Source\n"
+        "from sfumato.data.tally import Tally\n"
         "from sfumato.errors import DataError\n"
-        "for options in json.loads(sys.argv[1]):\n"
+        "sources, tally = json.loads(sys.argv[1]), Tally()\n"
+        "list(Source(**sources[0]).pieces(tally=tally))\n"
+        "print(json.dumps(tally.as_dict()))\n"
+        "for options in sources:\n"
         "    try:\n"
         "        print(json.dumps(list(Source(**options).documents())))\n"
         "    except DataError as error:\n"
@@ -457,8 +461,10 @@ def test_a_data_set_is_read_by_its_name_on_the_hub(tmp_path):
             stdout=subprocess.PIPE,
             text=True,
         ).stdout.splitlines()
-    streamed, loaded, held_out, field, split, missing = map(json.loads, answers)
+    taken, streamed, loaded, held_out, field, split, missing = map(json.loads, answers)
     assert streamed == loaded == TEXTS
+    assert taken == {"revision": COMMIT}
+    assert tell(taken) == [f"read at revision {COMMIT}"]
     assert held_out == ["held out"]
     assert field.endswith("no field 'story'; choose one of the fields there are: n, text")
     assert "Available splits: ['train', 'validation']; check the name, split, config" in split

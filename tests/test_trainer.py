@@ -310,6 +310,7 @@ def test_data_smaller_than_a_batch_are_read_over_and_over(tmp_path):
         ),
         (["objective.weight={name: clipped, limit: true}"], r"limit must be a number, got True"),
         (["output=/dev/null"], r"cannot write to /dev/null"),
+        (["data.folder=/dev/null"], r"expected a folder of prepared data, got /dev/null"),
         (
             ["model.attention=ful"],
             r"'attention' must be one of full, causal, block_causal; got 'ful'",

@@ -59,6 +59,20 @@ def foreign(where: str | Path, remedy: Remedy) -> Iterator[None]:
         raise remedy.fault(where, told(error)) from error
 
 
+def check_path(path: str | Path, remedy: Remedy) -> None:
+    """Raise if there can be nothing to read there: a name too long, a circle of links, no access.
+
+    Where there merely is nothing, nothing is raised.
+    """
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        shown = f"{path!s:.100}{'...' if len(str(path)) > 100 else ''}"
+        raise remedy.fault(shown, f"cannot be read: {told(error)}") from None
+
+
 def check_file(path: str | Path, remedy: Remedy, most: int | None = LARGEST) -> int:
     """The size of a file, which must be a real one of at most `most` bytes."""
     try:

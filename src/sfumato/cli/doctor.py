@@ -1,30 +1,43 @@
-"""`sfumato doctor`: what is installed and what is missing, or whether a model's folder is whole."""
+"""`sfumato doctor`: what is installed and what is missing, or whether a folder is whole."""
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfumato.cli.output import shows_colours
 
+if TYPE_CHECKING:
+    from sfumato.doctor import Finding
+
+
+def _findings(folder: str | None) -> "Iterator[Finding]":
+    """What there is to tell of this installation, of prepared data or of a model."""
+    if folder is None:
+        from sfumato.doctor import examine
+
+        return examine()
+    from sfumato.data_doctor import examine_data, is_of_data
+
+    if is_of_data(folder):
+        return examine_data(folder)
+    from sfumato.model_doctor import examine_model
+
+    return examine_model(folder)
+
 
 def doctor(
-    model: Annotated[
-        str | None, typer.Argument(help="Check this model's folder, byte by byte, instead.")
+    folder: Annotated[
+        str | None,
+        typer.Argument(help="Check this model, or these prepared data, byte by byte, instead."),
     ] = None,
 ) -> None:
-    """Say what is installed, which device is used, what is missing; or what is wrong with a model.
+    """Say what is installed, which device is used, what is missing; or what is wrong in a folder.
 
     Exit code 1 if something is missing or at fault.
     """
-    if model is None:
-        from sfumato.doctor import examine
-
-        findings = examine()
-    else:
-        from sfumato.model_doctor import examine_model
-
-        findings = examine_model(model)
+    findings = _findings(folder)
     whole = True
     for finding in findings:
         state = f"{finding.state:8}"

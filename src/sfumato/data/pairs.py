@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sfumato.data.documents import Piece
-from sfumato.data.prepared import DAMAGED, PREPARED, SPLITS, Prepared
+from sfumato.data.prepared import DAMAGED, PLACE, PREPARED, SPLITS, Prepared
 from sfumato.data.sentences import cut_first
 from sfumato.data.sources import Source
 from sfumato.data.tally import Tally
 from sfumato.data.text import SHARD, Progress, prepare, write_json
 from sfumato.errors import ConfigError, DataError
-from sfumato.files import check_shape, read_object
+from sfumato.files import check_path, check_shape, read_object
 from sfumato.publish import is_part
 
 if TYPE_CHECKING:
@@ -192,6 +192,11 @@ class PreparedPairs:
         """A hash of all tokens and document borders."""
         return self.facts["fingerprint"]
 
+    def verify(self) -> None:
+        """Read every byte of both sides and raise if any differs from what was prepared."""
+        self.sources.verify()
+        self.targets.verify()
+
     @property
     def longest_source(self) -> int:
         """Tokens of the longest source, in both splits."""
@@ -202,6 +207,7 @@ class PreparedPairs:
 def holds_pairs(folder: str | Path) -> bool:
     """Whether a folder is one of pairs, finished or not."""
     folder = Path(folder)
+    check_path(folder, PLACE)
     return (folder / PAIRS).is_file() or (
         (folder / TARGETS).is_dir() and not (folder / PREPARED).exists()
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from sfumato.data.tokenizer import fingerprint, load_tokenizer
 from sfumato.errors import ConfigError, DataError, near
-from sfumato.files import Remedy, check_shape, read_object
+from sfumato.files import Remedy, check_path, check_shape, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,6 +27,7 @@ FORMAT = 2
 SPLITS: tuple[str, ...] = ("train", "validation")
 ENDS = np.dtype("<i8")
 DAMAGED = Remedy(DataError, "prepare into a new folder")
+PLACE = Remedy(DataError, "give a folder that sfumato data prepare wrote")
 COUNTS = ("tokens", "documents", "bytes", "kept_bytes")
 FACTS = {
     "fingerprint": str,
@@ -65,6 +66,7 @@ class Prepared:
     ) -> "Prepared":
         """Open and check a folder; with a tokenizer, also check that the data are its own."""
         folder = Path(folder)
+        check_path(folder, PLACE)
         if not (folder / PREPARED).exists():
             raise DataError(_absent(folder))
         facts = read_object(folder / PREPARED, DAMAGED)
@@ -109,6 +111,8 @@ class Prepared:
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The tokenizer that the data were prepared with."""
+        if not (self.folder / "tokenizer").is_dir():
+            raise DAMAGED.fault(self.folder / "tokenizer", "expected a folder")
         tokenizer = load_tokenizer(self.folder / "tokenizer")
         self.check_tokenizer(tokenizer)
         return tokenizer
@@ -147,6 +151,8 @@ class Prepared:
 
 
 def _absent(folder: Path) -> str:
+    if folder.exists() and not folder.is_dir():
+        return f"expected a folder of prepared data, got {folder}, which is none; {PLACE.mend}"
     if (folder / JOURNAL).exists():
         return (
             f"the preparation in {folder} was interrupted; run the same prepare command again "

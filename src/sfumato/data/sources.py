@@ -170,7 +170,7 @@ class Source:
     def records(self, wanted: Sequence[str], tally: Tally) -> Iterator[tuple[str, Record]]:
         """The wanted fields of every record and its place, blank ones too; no limit."""
         files = self._found(tally)
-        for number, record in enumerate(() if files else _read_hub(self, wanted), 1):
+        for number, record in enumerate(() if files else _read_hub(self, wanted, tally), 1):
             yield f"{self.name}, record {number}", record
         for path in files:
             if kind_of(path) == TEXT:
@@ -182,7 +182,7 @@ class Source:
     def _chunks(self, tally: Tally) -> Iterator[Piece]:
         files = self._found(tally)
         if not files:
-            for [text] in _read_hub(self, [self.field]):
+            for [text] in _read_hub(self, [self.field], tally):
                 yield Piece(text, True)
         for path in files:
             tally.files[kind_of(path) or ""] += 1
@@ -285,13 +285,28 @@ def _near(path: Path) -> str:
     return f"did you mean {', '.join(close)}?" if close else ""
 
 
-def _read_hub(source: Source, wanted: Sequence[str]) -> Iterator[Record]:
+def _revision(name: str) -> str | None:
+    """The commit that a data set on the Hub is at; None where nothing tells it, as offline."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, timeout=20).sha
+    except Exception:  # of a network and its libraries; reading says what is wrong, if anything is
+        return None
+
+
+def _read_hub(source: Source, wanted: Sequence[str], tally: Tally) -> Iterator[Record]:
     from datasets import load_dataset
 
-    what = f"data set {source.name}"
+    what, revision = f"data set {source.name}", _revision(source.name)
+    tally.revision = revision or ""
     try:
         rows = load_dataset(
-            source.name, source.config, split=source.split, streaming=source.streaming
+            source.name,
+            source.config,
+            split=source.split,
+            streaming=source.streaming,
+            revision=revision,
         )
         names = rows.column_names
         if names is not None and set(wanted) <= set(names):

@@ -26,6 +26,7 @@ class Tally:
     other_kinds: Counter[str] = field(default_factory=Counter)  # by ending
     columns: set[str] = field(default_factory=set)  # not asked for
     notes: dict[str, None] = field(default_factory=dict)  # how something was read; in order
+    revision: str = ""  # of a data set on the Hub, where the Hub told it
 
     def leave_out(self, reason: str, count: int = 1) -> None:
         self.left_out[reason] += count
@@ -47,6 +48,7 @@ class Tally:
             "other_kinds": dict(sorted(self.other_kinds.items())),
             "columns_not_taken": sorted(self.columns),
             "notes": list(self.notes),
+            "revision": self.revision,
         }
         return {name: found for name, found in parts.items() if found}
 
@@ -60,6 +62,8 @@ def tell(taken: dict[str, Any]) -> list[str]:
         kinds = taken.get("other_kinds", {}) if reason == OTHER_KINDS else {}
         named = _listed(f"{kind} {n:,}" for kind, n in kinds.items())
         lines.append(f"left out, {reason}: {count:,}" + (f" ({named})" if named else ""))
+    if revision := taken.get("revision"):
+        lines.append(f"read at revision {revision}")
     if columns := taken.get("columns_not_taken"):
         lines.append("columns not taken: " + _listed(columns))
     return [*lines, *taken.get("notes", [])]
