@@ -407,6 +407,16 @@ def test_text_is_prepared(run, text, tmp_path):
     refused(run("data", "prepare", text, tmp_path / "o", "--field", "txt"), "no field 'txt'")
 
 
+def test_text_is_prepared_with_the_tokenizer_of_a_shipped_model(run, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("data", "prepare", text, "data", "--tokenizer", "stories")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "4,096 tokens in the vocabulary: data"
+    (tmp_path / "stories").mkdir()  # a folder of one's own comes first
+    refused(run(*words), "stories")
+
+
 def test_text_is_prepared_with_the_bare_tokenizer_of_others(run, text, tmp_path):
     run("tokenizer", "train", text, tmp_path / "whole", "--vocab-size", 300)
     (tmp_path / "bare").mkdir()
@@ -598,6 +608,24 @@ def test_ctrl_c_says_what_it_leaves_behind(
     places = (text, tmp_path / "out") if words[0] == "data" else (folder, text)
     code, out, err = run(*words, *places)
     assert (code, out, err) == (130, "", f"interrupted; {then}\n")
+
+
+def test_ctrl_c_before_a_command_has_begun_is_no_traceback(monkeypatch, capfd):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfumato.cli.app", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capfd.readouterr()) == (130, ("", "interrupted\n"))
+
+
+def test_the_error_of_one_text_is_said_to_be_unknown(run, folder, tmp_path):
+    (tmp_path / "one.txt").write_text("A fox met a bear. " * 4)
+    code, out, _ = run("evaluate", folder, tmp_path / "one.txt", "--num-samples", 1)
+    assert code == 0
+    assert out.count("(one text: no error)") == 3
+    assert "nan" not in out
 
 
 def test_an_interrupted_calibration_changes_nothing(run, folder, tmp_path, monkeypatch):

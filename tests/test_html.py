@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,3 +202,11 @@ def test_colours_can_be_read_on_their_ground():
     assert contrast(quiet[1], dark) >= 4.5
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert [level(share) for share in (-1, 0, 0.5, 1, 2)] == [0, 0, 32, 64, 64]
+
+
+def test_a_page_that_cannot_be_written_is_named(lm):
+    recorder = Recorder()
+    for _ in recorder.recorded(lm.stream(length=4, seed=0, filters=(recorder,))):
+        pass
+    with pytest.raises(DataError, match=r"cannot write /dev/full: No space left on device"):
+        write_page(recorder, lm.reader, Path("/dev/full"), "")

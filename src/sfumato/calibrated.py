@@ -38,7 +38,12 @@ ROW = {"setting": {"step": str, "step_options": dict, "num_steps": COUNT, "block
 PASSES = "passes"  # for each position; 1 where a rule has as many steps as it needs
 # of rules that decide as many positions as they dare, and at least the schedule's share: the rule
 # that ranks positions as they do, and decides that share alone
-SHARE_OF = {"threshold": "probability", "factor": "probability", "entropy_bound": "entropy"}
+SHARE_OF = {
+    "threshold": "probability",
+    "factor": "probability",
+    "klass": "probability",
+    "entropy_bound": "entropy",
+}
 
 
 @dataclass(frozen=True)

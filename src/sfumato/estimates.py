@@ -39,6 +39,12 @@ class Estimate:
         return Estimate(value, value * self.error, math.exp(self.low), math.exp(self.high))
 
 
+def in_words(value: float, error: float, digits: int, sign: str = "") -> str:
+    """A number and its standard error as they are printed; one text alone has none."""
+    known = "(one text: no error)" if math.isnan(error) else f"+- {error:.{digits}f}"
+    return f"{value:{sign}.{digits}f} {known}"
+
+
 @functools.cache
 def student(freedom: float) -> float:
     """Within so many standard errors lies the truth in 95 % of cases: Student's t.

@@ -54,6 +54,9 @@ def _run() -> int | str | None:
         app()
     except SystemExit as end:
         return end.code
+    except KeyboardInterrupt:  # before a command has begun, or after its end
+        tell("interrupted")
+        return 130
     except SfumatoError as error:
         tell(f"error: {error}", "error")
     except OSError as error:  # a full disk, a folder without permission

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfumato.errors import ConfigError
+from sfumato.estimates import in_words
 from sfumato.folders import SHIPPED, find_folder
 from sfumato.publish import check_free
 
@@ -74,7 +75,7 @@ def _cells(row: Mapping[str, Any], judged: bool) -> list[str]:
     excess, verdict = row.get("excess"), row.get("judge")
     cells = [
         row["name"],
-        "" if excess is None else f"{float(excess['value']):+.4f} +- {float(excess['error']):.4f}",
+        "" if excess is None else in_words(float(excess["value"]), float(excess["error"]), 4, "+"),
         f"{row['p_value']:.2g}" if "p_value" in row else "",
         "yes" if row["safe"] else "",
         f"{row['tokens_per_forward']:.2f}",

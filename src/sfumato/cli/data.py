@@ -11,6 +11,7 @@ from sfumato.cli.inputs import open_source
 from sfumato.cli.options import JsonOption, LimitOption, Reading, grouped
 from sfumato.cli.terminal import show_status
 from sfumato.errors import ConfigError, DataError
+from sfumato.folders import STORIES, STORIES_INFILL, find_folder
 from sfumato.publish import check_free
 
 
@@ -18,7 +19,9 @@ from sfumato.publish import check_free
 class Tokens:
     """The tokenizer that text is prepared with."""
 
-    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub name of one.")] = None
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub name of one, or stories.")
+    ] = None
     add_mask_token: Annotated[bool, typer.Option(help="If it has none.")] = False
     eos_token: Annotated[
         str | None, typer.Option(help="What ends a document, if it says nothing of it.")
@@ -116,7 +119,9 @@ def data_prepare(
     with show_status("reading", "give the same command again to go on") as tell:
         if tokens.tokenizer is not None:
             tokenizer = load_tokenizer(
-                tokens.tokenizer, add_mask_token=tokens.add_mask_token, eos_token=tokens.eos_token
+                _place(tokens.tokenizer),
+                add_mask_token=tokens.add_mask_token,
+                eos_token=tokens.eos_token,
             )
         common: dict[str, Any] = {
             "vocab_size": vocab_size,
@@ -165,3 +170,9 @@ def _tell_splits(facts: dict[str, Any], side: str = "") -> None:
             f"{side}changed by the tokenizer: {facts['changes']['documents']:,} documents, "
             f"{whole:,} bytes are {kept:,}; {facts['changes']['example']}"
         )
+
+
+def _place(tokenizer: str) -> str | Path:
+    """Where a tokenizer is; that of a model which comes with the package by the model's name."""
+    shipped = tokenizer in (STORIES, STORIES_INFILL) and not Path(tokenizer).exists()
+    return find_folder(tokenizer) if shipped else tokenizer

@@ -69,9 +69,10 @@ def evaluate(
 
 def _summary(results: dict[str, Any]) -> list[str]:
     """What `evaluate` found, in a few lines."""
+    from sfumato.estimates import in_words  # loads torch
 
     def number(estimate: dict[str, float], digits: int) -> str:
-        return f"{float(estimate['value']):.{digits}f} +- {float(estimate['error']):.{digits}f}"
+        return in_words(float(estimate["value"]), float(estimate["error"]), digits)
 
     lines = []
     for key in ("likelihood", "exact_likelihood", "shuffled_likelihood"):

@@ -102,7 +102,12 @@ def write_page(recorder: Recorder, reader: "Reader", path: Path, facts: str) -> 
             )
         keep = sorted({*range(0, len(shown), 2), len(shown) - 1})
         shown, cells, every = [shown[n] for n in keep], [cells[n] for n in keep], 2 * every
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; give --html another file"
+        ) from None
     left_out = f", one step in {every} shown" if every > 1 else ""
     return f"{path}: {size // 1000} kB{left_out}"
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sfumato.cli.live import printable
 from sfumato.cli.terminal import is_drawable
+from sfumato.estimates import in_words
 from sfumato.train.events import (
     Evaluated,
     Event,
@@ -134,7 +135,7 @@ def describe(event: Event) -> Text | None:
         case Evaluated():
             best = ", best so far" if event.best else ""
             return Text(
-                f"step {event.step}: held-out bound {event.bound:.4f} +- {event.error:.4f} nats a "
+                f"step {event.step}: held-out bound {in_words(event.bound, event.error, 4)} nats a "
                 f"token, {event.accuracy:.1%} right{best}"
             )
         case Searched():
