@@ -14,7 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Each imports what is above it, or before it in its line.
 LAYERS = """
-errors arguments changes files tensors estimates rng types devices
+errors own arguments changes files tensors estimates rng types devices
 schedules filters logits dfa regular patterns json_text json_layout json_schema utf8 grammar lattice
 publish
 corruption models data

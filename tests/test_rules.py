@@ -103,7 +103,7 @@ class NoExact(NoWanted):
         (Made, {"lever": 2}, "cannot be made of a corruption and the options .*lever"),
         (LeftToRight(Linear()), {"level": 1}, "is a rule as it is: put its options .*level"),
         ("no.such:Rule", {}, "step 'no.such:Rule' cannot be imported: ModuleNotFoundError"),
-        ("sfumato.steps:Nothing", {}, "cannot be imported: AttributeError.*package.module:Rule"),
+        ("sfumato.steps:Nothing", {}, "cannot be imported: AttributeError.*package.module:Name"),
         ("sfumato.steps:highest", {}, "highest cannot be made of a corruption"),
     ],
     ids=["number", "no exact", "no wanted", "option", "object", "module", "name", "function"],

@@ -1,11 +1,13 @@
 """Where models come from: folders, the Hugging Face Hub, and this package itself.
 
 A model folder is a plain Hugging Face one: config.json, safetensors weights, the tokenizer's files
-and generation_config.json. Nothing in it is run or unpickled.
+and generation_config.json. Nothing in it is run or unpickled; a schedule of one's own is named
+there, and imported from where the user has it.
 """
 
 import copy
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.files import Remedy, brief, check_folder, check_shape, foreign, read_object
 from sfumato.hub import HERE, Place, download
+from sfumato.own import is_own
 from sfumato.publish import read_whole, recover
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ def find_folder(name_or_path: str | Path, place: Place = HERE) -> Path:
             )
         return SHIPPED / name
     if not (folder.exists() or name.startswith((".", "/", "~"))):
-        return download(name, place)
+        return _without_code(download(name, place), name)
     if place.revision is not None:
         raise ConfigError(f"{name} is a folder here and has no revisions; leave out revision")
     recover(folder)
@@ -75,6 +78,25 @@ def find_folder(name_or_path: str | Path, place: Place = HERE) -> Path:
             f"no model in {name}: expected a folder with config.json, model.safetensors and "
             "tokenizer.json"
         )
+    return folder
+
+
+def _without_code(folder: Path, name: str) -> Path:
+    """A downloaded folder, if its config names no code that this process has not imported.
+
+    A folder here may name a schedule of the user's own, which is then imported.
+    """
+    pending: list[Any] = [read_object(folder / CONFIG, MODEL).get("corruption")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+        elif is_own(value) and value.partition(":")[0] not in sys.modules:
+            raise CheckpointError(
+                f"{name} of the Hub was trained with {value}, code that does not come with it, and "
+                f"none is imported because a download says so; if you know it, import "
+                f"{value.partition(':')[0]} before you load the model"
+            )
     return folder
 
 

@@ -4,17 +4,15 @@
 a class that makes one for a corruption, and the name of either as `package.module:Rule`.
 """
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import PlainValidator
 
 from sfumato.corruption import Corruption
-from sfumato.errors import ConfigError, SfumatoError, near
+from sfumato.errors import ConfigError, near
+from sfumato.own import is_own, make_part, own_part
 from sfumato.published import KlassPublished, WinoPublished
 from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
 from sfumato.steps import (
@@ -100,23 +98,15 @@ STEPS: dict[str, Rule] = {
 
 def rule_for(given: object, corruption: Corruption, options: Mapping[str, float]) -> Step:
     """The rule that is meant; `options` are for rules by name and for classes."""
-    if isinstance(given, str) and ":" not in given:
+    if isinstance(given, str) and not is_own(given):
         if given not in STEPS:
             raise ConfigError(f"unknown step '{given}'{near(given, STEPS)}")
         STEPS[given].check(given, options)
         return STEPS[given](corruption, options)
     name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
-    own = _imported(given) if isinstance(given, str) else given
+    own = own_part(given, "step") if isinstance(given, str) else given
     if (callable(own) and not hasattr(own, "wanted")) or isinstance(own, type):
-        try:
-            own = own(corruption, **options)
-        except SfumatoError:
-            raise
-        except Exception as error:  # of a stranger's code
-            raise ConfigError(
-                f"step {name} cannot be made of a corruption and the options {dict(options)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        own = make_part(own, f"step {name}", "a corruption", (corruption,), options)
     elif options:
         raise ConfigError(f"step {name} is a rule as it is: put its options {[*options]} into it")
     for wanted, there in (
@@ -135,19 +125,3 @@ def rule_for(given: object, corruption: Corruption, options: Mapping[str, float]
 def rule_name(given: object) -> str | None:
     """How a rule is called in a record: its name, or as it prints."""
     return given if given is None or isinstance(given, str) else repr(given)
-
-
-def _imported(name: str) -> object:
-    """What package.module:Rule names; modules of the working folder come last."""
-    place, _, attribute = name.partition(":")
-    here, path = str(Path.cwd()), list(sys.path)
-    try:
-        sys.path.append(here)
-        return getattr(importlib.import_module(place), attribute)
-    except Exception as error:  # of a stranger's code
-        raise ConfigError(
-            f"step '{name}' cannot be imported: {type(error).__name__}: {error}; give it as "
-            "package.module:Rule, of a module that is installed or in the working folder"
-        ) from error
-    finally:
-        sys.path[:] = path

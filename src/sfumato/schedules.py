@@ -6,7 +6,7 @@ under names that say which. `SCHEDULES` maps every name a paper or a run file ma
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfumato.arguments import Share, check_fields
 from sfumato.errors import ConfigError, near
+from sfumato.own import is_own, make_part, own_part
 
 
 @runtime_checkable
@@ -187,15 +188,45 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def schedule(name: str, **options: Any) -> Schedule:
-    """The schedule of a name in `SCHEDULES`; an option that is a schedule is given like it."""
-    if name not in SCHEDULES:
+    """The schedule of a name in `SCHEDULES`, or of one's own by package.module:Name.
+
+    An option that is a schedule is given like it.
+    """
+    if name not in SCHEDULES and not is_own(name):
         raise ConfigError(f"unknown schedule '{name}'{near(name, SCHEDULES)}")
     if "schedule" in options:
         options["schedule"] = schedule_from(options["schedule"])
+    if is_own(name):
+        return _own_schedule(name, options)
     try:
         return SCHEDULES[name](**options)
     except TypeError as error:
         raise ConfigError(f"schedule '{name}': {error}") from None
+
+
+def _own_schedule(name: str, options: Mapping[str, Any]) -> Schedule:
+    """A schedule of the user's own. A model's config may name it: nothing else is called."""
+    remedy = "see docs/adding.md, and try it with sfumato.testing.check_schedule"
+    kind, methods = own_part(name, "schedule"), ("alpha", "dalpha", "time")
+    lacking = [method for method in methods if not callable(getattr(kind, method, None))]
+    if lacking or not (isinstance(kind, type) and is_dataclass(kind)):
+        what = f"has no method {lacking[0]}" if lacking else "is none"
+        raise ConfigError(f"schedule must be a dataclass, and {name} {what}: {remedy}")
+    made = make_part(kind, f"schedule {name}", "nothing else", (), options)
+    for end, t in (("low", 0.0), ("high", 1.0)):
+        rate = getattr(made, end, None)
+        if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+            raise ConfigError(
+                f"schedule {name}: `{end}` must be the noise rate at t = {t:.0f}, a number from 0 "
+                f"to 1; got {rate!r}: {remedy}"
+            )
+        alpha = float(made.alpha(torch.tensor(t, dtype=torch.float64)))
+        if not abs(alpha - (1 - rate)) < 1e-6:
+            raise ConfigError(
+                f"schedule {name}: alpha({t:.0f}) must be 1 - {end}, which is {1 - rate:.4g}; got "
+                f"{alpha:.4g}: {remedy}"
+            )
+    return made
 
 
 def schedule_from(spec: str | Mapping[str, Any]) -> Schedule:

@@ -16,7 +16,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from sfumato.errors import ConfigError, near
-from sfumato.train.config import Choice, Run, Section
+from sfumato.train.config import OBJECTIVES, Choice, Run, Section
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
 ENDLESS = 2**20  # nobody asks whether so much is allowed
@@ -83,6 +83,8 @@ def names_of(key: str) -> str:
         "objective.selection": SELECTIONS,
         "objective.weight": WEIGHTS,
     }
+    if key == "objective.name":
+        return f"{', '.join(OBJECTIVES)}, or package.module:Name"
     known, said = tables.get(key, {}), []
     for name, rule in known.items():
         own = ", ".join(field.name for field in fields(rule) if field.init)
@@ -130,6 +132,8 @@ def _kind(annotation: Any, bounds: Any = ()) -> str:
         words = f"list: {_kind(inside[0])}"
     elif hasattr(annotation, "__metadata__"):
         return _kind(annotation.__origin__, (*annotation.__metadata__, *bounds))
+    elif origin is dict:
+        words = "{option: ...}"
     elif annotation is Choice:
         words = "a name, or {name: ..., option: ...}"
     else:

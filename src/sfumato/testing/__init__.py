@@ -1,4 +1,4 @@
-"""Contracts: what every schedule, corruption, step rule and denoiser must keep.
+"""Contracts: what every schedule, corruption, step rule, denoiser, filter, objective must keep.
 
 Write your own, then let the check tell you what is wrong with it:
 
@@ -11,7 +11,16 @@ classes are held to the same checks. Each takes a fraction of a second on one co
 
 from sfumato.testing.corruptions import check_corruption
 from sfumato.testing.denoisers import check_denoiser
+from sfumato.testing.filters import check_filter
+from sfumato.testing.objectives import check_objective
 from sfumato.testing.schedules import check_schedule
 from sfumato.testing.steps import check_step
 
-__all__ = ["check_corruption", "check_denoiser", "check_schedule", "check_step"]
+__all__ = [
+    "check_corruption",
+    "check_denoiser",
+    "check_filter",
+    "check_objective",
+    "check_schedule",
+    "check_step",
+]

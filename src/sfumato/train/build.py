@@ -36,6 +36,7 @@ from sfumato.objectives import (
     Systematic,
     Times,
 )
+from sfumato.own import is_own, make_part, own_part
 from sfumato.schedules import SCHEDULES
 from sfumato.train.config import Choice, EncoderOptions, ModelOptions, Run
 from sfumato.types import Objective
@@ -49,20 +50,43 @@ def build_rule(
 ) -> Any:
     """The rule that `choice` names in a table of dataclasses; `given` are not the user's to set."""
     check_rule(choice, table, key, given)
-    rule = table[choice.name]
+    rule = _rule(choice, table, key)
     fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
-    return rule(
-        **choice.options, **{name: value for name, value in given.items() if name in fields}
-    )
+    options = choice.options | {name: value for name, value in given.items() if name in fields}
+    if not is_own(choice.name):
+        return rule(**options)
+    made = make_part(rule, f"{key} {choice.name}", "nothing else", (), options)
+    if not callable(made) or (table is SELECTIONS and not isinstance(_whole(made), bool)):
+        method = "`__call__`" + (" and `whole`, True or False" if table is SELECTIONS else "")
+        raise ConfigError(f"{key} {choice.name} must have {method}: see sfumato.objectives")
+    return made
+
+
+def _whole(selection: object) -> object:
+    return getattr(selection, "whole", None)
+
+
+def _rule(choice: Choice, table: Mapping[str, Callable[..., Any]], key: str) -> Callable[..., Any]:
+    """The dataclass that `choice` names, in a table or as package.module:Name."""
+    if choice.name in table:
+        return table[choice.name]
+    if not is_own(choice.name):
+        raise ConfigError(f"{key}: unknown name '{choice.name}'{near(choice.name, table)}")
+    rule = own_part(choice.name, key)
+    if not (isinstance(rule, type) and dataclasses.is_dataclass(rule)):
+        raise ConfigError(
+            f"{key} {choice.name} must be a dataclass, whose fields are its options; got "
+            f"{type(rule).__name__} {getattr(rule, '__name__', '')}: see docs/adding.md"
+        )
+    return rule
 
 
 def check_rule(
     choice: Choice, table: Mapping[str, Callable[..., Any]], key: str, given: Iterable[str] = ()
 ) -> None:
     """Raise if there is no such rule, or the rule has no such option."""
-    if choice.name not in table:
-        raise ConfigError(f"{key}: unknown name '{choice.name}'{near(choice.name, table)}")
-    fields = {field.name for field in dataclasses.fields(table[choice.name])}  # type: ignore[arg-type]
+    rule = _rule(choice, table, key)
+    fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
     for name, value in choice.options.items():
         known = fields - set(given)
         if name not in known:
@@ -113,6 +137,11 @@ def build_objective(
 def _check_objective(run: Run, corruption: Corruption) -> None:
     """Raise if keys of the objective do not go together, or with the noise."""
     options, schedule = run.objective, corruption.schedule
+    if options.options and not is_own(options.name):
+        raise ConfigError(
+            "objective.options is for an objective of your own (package.module:Name), not "
+            f"{options.name}; leave it out"
+        )
     if options.name not in ("masked", "block"):
         for key in ("selection", "weight", "complementary", "search_steps"):
             if getattr(options, key):
@@ -120,10 +149,14 @@ def _check_objective(run: Run, corruption: Corruption) -> None:
                     f"objective.{key} is for objective.name=masked or block, not {options.name}; "
                     "leave it out"
                 )
-        if options.name == "bound" and (schedule.low > 0 or schedule.high < 1):
+        needs_all = options.name == "bound" or not (
+            corruption.absorbing or options.name == "next_token"
+        )
+        if needs_all and (schedule.low > 0 or schedule.high < 1):
             raise ConfigError(
-                f"objective.name=bound integrates over all noise rates, and {schedule} leaves some "
-                "out; use a corruption.schedule that runs from 0 to 1, or objective.name=masked"
+                f"the bound of objective.name={options.name} integrates over all noise rates, and "
+                f"{schedule} leaves some out; use a corruption.schedule that runs from 0 to 1, or "
+                "objective.name=masked"
             )
     elif not corruption.absorbing:
         raise ConfigError(
@@ -153,6 +186,8 @@ def _check_search(run: Run) -> None:
 
 
 def _main_objective(run: Run, corruption: Corruption, block_size: int | None) -> Objective:
+    if is_own(run.objective.name):
+        return _own_objective(run, corruption)
     match run.objective.name:
         case "next_token":
             return NextToken()
@@ -168,6 +203,26 @@ def _main_objective(run: Run, corruption: Corruption, block_size: int | None) ->
         stages.append((end, _blocks(run, corruption, stage.size)))
     last = _blocks(run, corruption, block_size)
     return Curriculum(tuple(stages), last) if stages else last
+
+
+def _own_objective(run: Run, corruption: Corruption) -> Objective:
+    """An objective of the user's own, made of the noise and of how its times are spread."""
+    name, options = run.objective.name, run.objective.options
+    make, given = own_part(name, "objective.name"), (corruption, _times(run, 1))
+    if not callable(make):
+        raise ConfigError(
+            f"objective.name {name} must be a class or function that makes an objective; got "
+            f"{brief(make)}: see docs/adding.md"
+        )
+    of = "a corruption, times"
+    made = make_part(make, f"objective.name {name}", of, given, options)
+    if isinstance(made, type) or not callable(made):
+        raise ConfigError(
+            f"objective.name {name} must make an objective, called with a denoiser, a batch and an "
+            f"rng; got {brief(made)}: see docs/adding.md, and try it with "
+            "sfumato.testing.check_objective"
+        )
+    return made  # type: ignore[return-value]
 
 
 def _blocks(run: Run, corruption: Corruption, size: int) -> BlockDiffusion:
@@ -210,7 +265,7 @@ def build_measure(
     size = block_size if run.objective.name == "block" else None
     blocks = math.ceil(run.data.length / size) if size else 1
     times = Systematic(num_rows * blocks)
-    if run.objective.name == "bound":
+    if run.objective.name == "bound" or not corruption.absorbing:
         return Continuous(corruption, times)
     masked = MaskedDiffusion(corruption.mask_id, times, ExactK(schedule=corruption.schedule))
     return BlockDiffusion(size, masked) if size else masked

@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 from pydantic import Field
 
+from sfumato.errors import near
+from sfumato.own import is_own
+
 MOST = 2**31 - 1  # of anything that is counted
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Steps = Annotated[int, Field(ge=0, le=MOST)]  # every so many steps; 0: never
@@ -162,11 +165,21 @@ class CorruptionOptions(Section):
     name: Literal["masked", "uniform", "hybrid"] = "masked"
     """A token turns into the mask token, into any token, or into either."""
     schedule: Choice = Choice(name="linear")
-    """linear, cosine_mask, cosine_alpha, log_linear, power or clipped, with its options."""
+    """A schedule with its options, also of your own, as package.module:Name."""
     uniform_share: float | None = None
     """Of hybrid noise: the share of uniform noise where half is noise."""
     gamma: float | None = None
     """Of hybrid noise: how fast that share vanishes at the ends."""
+
+
+OBJECTIVES = ("masked", "block", "bound", "next_token")
+
+
+def _objective_name(name: str) -> str:
+    """One of ours, or of the user's own."""
+    if name not in OBJECTIVES and not is_own(name):
+        raise ValueError(f"unknown name '{name}'{near(name, OBJECTIVES)}")
+    return name
 
 
 class SizeStage(Section):
@@ -181,8 +194,10 @@ class SizeStage(Section):
 class ObjectiveOptions(Section):
     """What is minimised."""
 
-    name: Literal["masked", "block", "bound", "next_token"] = "masked"
+    name: Annotated[str, pydantic.AfterValidator(_objective_name)] = "masked"
     """Masked cross-entropy in whole rows or in blocks, any noise's bound, or next tokens."""
+    options: dict[str, bool | int | float | str] = {}
+    """Of an objective of your own, package.module:Name: what it is made with, by name."""
     times: Literal["systematic", "stratified", "independent"] = "systematic"
     """How the noise times of a step are spread."""
     selection: Choice | None = None
