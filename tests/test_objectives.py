@@ -457,6 +457,15 @@ def test_a_network_with_nothing_to_learn_has_no_gradient(objective):
 # --- what users get wrong ---
 
 
+class Alone:
+    """A selection that knows nothing of what it leaves out."""
+
+    whole = True
+
+    def __call__(self, batch, u, rng):
+        raise AssertionError("refused before it is asked")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -467,10 +476,8 @@ def test_a_network_with_nothing_to_learn_has_no_gradient(objective):
         (lambda: ClippedWeight(0), "weight limit must be positive, got 0"),
         (lambda: Cart(1), "CART p must be between 0 and 1, got 1"),
         (
-            lambda: MaskedDiffusion(
-                5, Independent(), lambda batch, u, rng: None, complementary=True
-            ),
-            "complementary needs a selection with a complement, as ExactK or Bernoulli; function",
+            lambda: MaskedDiffusion(5, Independent(), Alone(), complementary=True),
+            "complementary needs a selection with a complement, as ExactK or Bernoulli; Alone",
         ),
     ],
 )

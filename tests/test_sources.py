@@ -105,7 +105,7 @@ def test_blank_documents_are_left_out_and_the_limit_counts_the_rest(tmp_path):
     path = write(tmp_path / "a.jsonl", ["", "one", " \n", None, "two", "three"])
     assert list(Source(str(path)).documents()) == ["one", "two", "three"]
     assert list(Source(str(path), limit=2).documents()) == ["one", "two"]
-    with pytest.raises(ConfigError, match="limit must be at least 1 document, got 0"):
+    with pytest.raises(ConfigError, match="limit of a source must be at least 1 document, got 0"):
         Source(str(path), limit=0)
 
 
@@ -384,14 +384,14 @@ def test_a_folder_of_nothing_but_empty_files_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": 5}, "name of a source is text; got 5"),
+        ({"name": 5}, "name of a source must be text, got 5"),
         ({"name": ""}, "got ''"),
         ({"name": "a\0b"}, "a source is a file, a folder or a data set's name"),
-        ({"name": "a", "field": None}, "field of a source is text; got None"),
-        ({"name": "a", "separator": 1}, "separator of a source is text or None; got 1"),
-        ({"name": "a", "limit": "3"}, "limit of a source is a whole number or None; got '3'"),
-        ({"name": "a", "limit": True}, "limit of a source is a whole number or None; got True"),
-        ({"name": "a", "streaming": 1}, "streaming of a source is True or False; got 1"),
+        ({"name": "a", "field": None}, "field of a source must be text, got None"),
+        ({"name": "a", "separator": 1}, "separator of a source must be text, got 1"),
+        ({"name": "a", "limit": "3"}, "limit of a source must be at least 1 document, got '3'"),
+        ({"name": "a", "limit": True}, "limit of a source must be at least 1 document, got True"),
+        ({"name": "a", "streaming": 1}, "streaming of a source must be True or False, got 1"),
     ],
 )
 def test_options_of_a_wrong_type_are_named(options, message):

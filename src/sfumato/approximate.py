@@ -6,14 +6,21 @@ pass over a block, and kept. What that costs in accuracy is measured, not assume
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import MOST, Kind
 from sfumato.denoisers import Full, without_mask
 from sfumato.errors import ConfigError
 from sfumato.models.attend import positions_from, row_positions
 from sfumato.models.cache import KeyValues
+
+KIND = Kind(Literal["prefix", "dual"])
+Passes = Annotated[int, Field(ge=1, le=MOST, title="at least 1 pass")]
+PASSES = Kind(Passes | None)
 
 
 @dataclass
@@ -61,12 +68,9 @@ class ApproximateCache:
     kept: _Kept = field(default_factory=_Kept)
 
     def __post_init__(self):
-        if self.kind not in ("prefix", "dual"):
-            raise ConfigError(f"an approximate cache is 'prefix' or 'dual', got '{self.kind}'")
-        for name in ("refresh", "probe"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1 pass, got {value}")
+        KIND.check("an approximate cache", self.kind)  # these alone: one is made for every block
+        PASSES.check("refresh", self.refresh)
+        PASSES.check("probe", self.probe)
         if self.full.shift or self.full.block_size:
             raise ConfigError(
                 "approximate caches are for models of full attention; this one has an exact cache, "

@@ -10,7 +10,9 @@ tensors without dimensions. True is no number, 3.0 no whole one, and a list does
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache, cached_property
-from typing import Annotated, Any, Protocol, get_args, get_type_hints
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -23,11 +25,14 @@ from sfumato.errors import ConfigError, SfumatoError
 MOST = 2**20  # tokens of a text, steps, rows of a batch: more is a slip of the pen
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
+Amount = Annotated[int, Field(ge=1, lt=2**63)]  # a count of what is not laid out at once
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Place = Annotated[str | Path, Field(title="a path")]
 
 _CONFIG = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
 _WORDS = {
@@ -49,6 +54,9 @@ def _named(value: Any) -> dict[str, Any]:
 
 
 Numbers = Annotated[Mapping[str, float], PlainValidator(_named)]  # `numbers` looks at the values
+
+
+Named = Annotated[Mapping[str, Any], PlainValidator(_named)]
 
 
 class Kind:
@@ -111,9 +119,8 @@ class Kind:
 
 
 _SHAPED = object()
-COUNT, SEED, FLAG = Kind(Count), Kind(Seed), Kind(bool)
-
-
+COUNT, AMOUNT, SEED = Kind(Count), Kind(Amount), Kind(Seed)
+FLAG, TEXT, PATH, OPTIONS = Kind(bool), Kind(str), Kind(Place), Kind(Named)
 _NUMBER = Kind(Annotated[int | float, Field(title="a number")])
 
 
@@ -134,24 +141,32 @@ def check_fields(given: Any, told: str = "{}", **names: str) -> None:
 
 @cache
 def _kinds(cls: type) -> dict[str, Kind]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {each.name: Kind(hints[each.name]) for each in fields(cls)}
+    """Those of this package's fields; what a subclass of a user's own adds is the user's."""
+    ours = next((base for base in cls.__mro__ if base.__module__.startswith("sfumato.")), cls)
+    hints = get_type_hints(ours, include_extras=True)
+    return {each.name: Kind(hints[each.name]) for each in fields(ours)}
 
 
 def _made(hint: Any) -> Any:
     """The annotation with dataclasses and protocols taken as they come, and never as classes."""
     if isinstance(hint, type) and (is_dataclass(hint) or Protocol in hint.__mro__):
+        met: set[type] = set()  # to look at a protocol takes far longer than all else here
 
         def check(value: Any) -> Any:
-            if isinstance(value, type) or not isinstance(value, hint):
-                raise PydanticCustomError("made", "no {name}", {"name": hint.__name__})
+            if type(value) not in met:
+                if isinstance(value, type) or not isinstance(value, hint):
+                    raise PydanticCustomError("made", "no {name}", {"name": hint.__name__})
+                met.add(type(value))
             return value
 
         return Annotated[Any, PlainValidator(check)]
-    inner = get_args(hint)
-    if len(inner) == 2 and type(None) in inner:
-        return _made(inner[inner[0] is type(None)]) | None
-    return hint
+    if get_origin(hint) is Annotated:
+        plain, *beside = get_args(hint)
+        return Annotated[(_made(plain), *beside)]  # type: ignore[return-value]
+    inner = tuple(map(_made, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return Union[inner]  # noqa: UP007 (of as many as there are)
+    return tuple[inner] if get_origin(hint) is tuple else hint
 
 
 def as_python(value: Any) -> Any:

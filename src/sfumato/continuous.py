@@ -32,6 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.arguments import check_fields
 from sfumato.corruption import Corruption, any_other
 from sfumato.objectives import Times, reading
 from sfumato.rng import Rng
@@ -49,6 +50,7 @@ class Bound:
 
     corruption: Corruption
     times: Times
+    __post_init__ = check_fields
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         t = self.times(batch.slots, rng.fold(0))
@@ -67,6 +69,7 @@ class Continuous:
 
     corruption: Corruption
     times: Times
+    __post_init__ = check_fields
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         corruption = self.corruption

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sfumato.arguments import check_fields
+from sfumato.arguments import OPTIONS, check_fields, shown
 from sfumato.errors import ConfigError, near
 from sfumato.rng import Rng
 from sfumato.schedules import Linear, Schedule, reveal_rate, schedule_from
@@ -274,8 +274,8 @@ def corruption_from(spec: Mapping[str, Any], vocab_size: int, mask_id: int) -> C
     schedule, see `schedule_from`.
     """
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name", "masked"), str):
-        raise ConfigError(f"a corruption is {{name: ..., its options}}; got {spec!r}")
-    options = dict(spec)
+        raise ConfigError(f"a corruption is {{name: ..., its options}}; got {shown(spec)}")
+    options = dict(OPTIONS.check("a corruption's options", spec))
     name = options.pop("name", "masked")
     if name not in CORRUPTIONS:
         raise ConfigError(f"unknown corruption '{name}'{near(str(name), CORRUPTIONS)}")

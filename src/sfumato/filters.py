@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sfumato.arguments import check_fields
+from sfumato.arguments import TokenId, check_fields, shown
 from sfumato.errors import ConfigError
 from sfumato.types import Canvas
 
@@ -29,7 +29,7 @@ Most = Annotated[int, Field(ge=1, le=2**31, description="leave it out to keep al
 Nucleus = Annotated[float, Field(gt=0, le=1, description="1 keeps all")]
 Floor = Annotated[float, Field(ge=0, le=1, description="0 keeps all")]
 Penalty = Annotated[float, Field(gt=0, le=100, description="1 is none")]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Position = Annotated[int, Field(ge=0, lt=2**31)]
 SMALLEST = 1e-4  # temperature that logits are divided by without overflow
 
 
@@ -186,9 +186,12 @@ class Suppress:
 
 @dataclass(frozen=True)
 class Forced:
-    """Tokens that positions of every row must become: {position: token id}."""
+    """Tokens that positions of every row must become: pairs of a position and a token's id."""
 
-    tokens: tuple[tuple[int, int], ...]
+    tokens: Annotated[
+        tuple[tuple[Position, TokenId], ...], Field(title="pairs of a position and a token's id")
+    ]
+    __post_init__ = check_fields
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         places = where.nonzero()[:, 1]
@@ -205,6 +208,12 @@ class Allowed:
 
     at: Tensor  # [B, L] bool
     ids: Tensor  # [V] bool
+
+    def __post_init__(self):
+        for name, shape in (("at", "[B, L]"), ("ids", "[V]")):
+            given, ndim = getattr(self, name), shape.count(",") + 1
+            if not (isinstance(given, Tensor) and (given.ndim, given.dtype) == (ndim, torch.bool)):
+                raise ConfigError(f"{name} must be a tensor {shape} of bool, got {shown(given)}")
 
     def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
         width = where.shape[1]  # of a canvas that has grown, the first positions are meant

@@ -5,16 +5,20 @@ which is u + (1 + w) (c - u), of the prediction c with the condition and u witho
 of one token that is p_c^(1 + w) p_u^-w, normalised (Schiff et al., arXiv 2412.10193).
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import Kind
 from sfumato.denoisers import Cached, Full
 from sfumato.errors import ConfigError
 from sfumato.types import ABSENT
+
+SCALE = Kind(Annotated[float, Field(ge=0, title="a number of at least 0", description="use 1")])
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,7 @@ class Guided:
     start: int = 0  # of the present tokens on the page
 
     def __post_init__(self):
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ConfigError(f"guidance must be a number of at least 0, got {self.scale}; use 1")
+        SCALE.check("guidance", self.scale)  # alone: one is made anew for every block
 
     def given(
         self,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.arguments import COUNT
 from sfumato.continuous import Continuous
 from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError
@@ -258,7 +259,7 @@ def _average(
     samples: int,
 ) -> Likelihood:
     """Mean of an objective at `samples` equidistant times."""
-    _check_samples(samples)
+    samples = COUNT.check("samples", samples)
     losses = [
         objective(_Equidistant(number, samples, rng))(denoiser, batch, rng.fold(number))
         for number in range(samples)
@@ -339,7 +340,7 @@ def any_order(
     denoiser: Trainable, corruption: Corruption, batch: Batch, rng: Rng, *, samples: int = 1
 ) -> Likelihood:
     """Mean over random orders of `by_order`: the exact-k bound again, n forward passes a draw."""
-    _check_samples(samples)
+    samples = COUNT.check("samples", samples)
     length = batch.tokens.shape[1]
     orders = [rng.fold(number).fold(batch.slots).uniform(length) for number in range(samples)]
     if size := getattr(denoiser, "block_size", None):  # one block is written after another
@@ -492,8 +493,3 @@ def _check_masked(name: str, corruption: Corruption) -> None:
             f"{name} is for masked diffusion, whose noisy positions are known; "
             f"for {type(corruption).__name__} use continuous"
         )
-
-
-def _check_samples(samples: int) -> None:
-    if samples < 1:
-        raise ConfigError(f"samples must be at least 1, got {samples}")

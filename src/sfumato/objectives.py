@@ -10,11 +10,13 @@ workers, ranks, accumulation or resumption.
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import Amount, Count, Share, TokenId, check_fields
 from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
 from sfumato.models.attend import HIDDEN, positions_from
@@ -22,9 +24,12 @@ from sfumato.rng import Rng
 from sfumato.schedules import Linear, Schedule
 from sfumato.types import ABSENT, Batch, Loss, Objective, PairBatch, Scorer, Trainable
 
+Slot = Annotated[int, Field(ge=0, lt=2**63)]  # the place of a row in a run's order
+
 # --- when: one number in (0, 1) a row, spread over the global batch ---
 
 
+@runtime_checkable
 class Times(Protocol):
     def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
         """[B] slots -> [B] float64 in [0, 1), each uniform by itself."""
@@ -52,7 +57,8 @@ def _strata(slots: Tensor, size: int) -> Tensor:
 class Stratified:
     """One draw in each of G equal parts of (0, 1), G the rows of a global batch (MDLM)."""
 
-    global_batch: int
+    global_batch: Amount
+    __post_init__ = check_fields
 
     def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
         u = rng.fold(slots).uniform(1)[:, 0]
@@ -65,7 +71,8 @@ class Stratified:
 class Systematic:
     """G equidistant times with one common random offset (GIDD; VDM, arXiv 2107.00630)."""
 
-    global_batch: int
+    global_batch: Amount
+    __post_init__ = check_fields
 
     def __call__(self, slots: Tensor, rng: Rng) -> Tensor:
         offset = rng.fold(slots // self.global_batch).uniform(1)[:, 0]
@@ -83,6 +90,7 @@ class Draw(NamedTuple):
     t: Tensor  # [B]
 
 
+@runtime_checkable
 class Selection(Protocol):
     @property
     def whole(self) -> bool:
@@ -111,12 +119,16 @@ class ExactK:
     much lower variance than independent masking. `low` and `high` clip the rate k / n in training.
     """
 
-    low: float = 0.0
-    high: float = 1.0
+    low: Share = 0.0
+    high: Share = 1.0
     schedule: Schedule = field(default_factory=Linear)  # only tells a time-conditioned network t
 
     def __post_init__(self):
-        _check_interval(self.low, self.high)
+        check_fields(self, "a noise interval's {}")
+        if not self.low < self.high:
+            raise ConfigError(
+                f"a noise interval needs 0 <= low < high <= 1, got [{self.low}, {self.high}]"
+            )
 
     @property
     def whole(self) -> bool:
@@ -145,6 +157,7 @@ class Bernoulli:
     """Each token independently, at the schedule's rate: weight -alpha' / (1 - alpha) (MDLM)."""
 
     schedule: Schedule = field(default_factory=Linear)
+    __post_init__ = check_fields
 
     @property
     def whole(self) -> bool:
@@ -167,6 +180,7 @@ SELECTIONS = {"exact_k": ExactK, "bernoulli": Bernoulli}
 # --- how much: the weight of each masked token in the training loss ---
 
 
+@runtime_checkable
 class Weight(Protocol):
     def __call__(self, draw: Draw, batch: Batch) -> Tensor:
         """[B, L], or [B, 1] where all masked tokens of a row weigh the same."""
@@ -193,11 +207,10 @@ class ConstantWeight:
 class ClippedWeight:
     """The bound's weight, at most `limit`: nearly clean rows shout less."""
 
-    limit: float = 4.0
+    limit: Annotated[float, Field(gt=0, description="use 4")] = 4.0
 
     def __post_init__(self):
-        if not self.limit > 0:
-            raise ConfigError(f"weight limit must be positive, got {self.limit}; use 4")
+        check_fields(self, "weight {}")
 
     def __call__(self, draw: Draw, batch: Batch) -> Tensor:
         return draw.weight.clamp_max(self.limit)[:, None]
@@ -208,11 +221,10 @@ class Cart:
     """More for tokens with visible neighbours: half the sum over visible i of
     p (1 - p) ** (|l - i| - 1) (Dream's CART, arXiv 2508.15487)."""
 
-    p: float = 0.3
+    p: Annotated[float, Field(gt=0, lt=1, title="between 0 and 1", description="use 0.3")] = 0.3
 
     def __post_init__(self):
-        if not 0 < self.p < 1:
-            raise ConfigError(f"CART p must be between 0 and 1, got {self.p}; use 0.3")
+        check_fields(self, "CART {}")
 
     def __call__(self, draw: Draw, batch: Batch) -> Tensor:
         place = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
@@ -241,13 +253,14 @@ class MaskedDiffusion:
     so that every token is predicted (Fast-dLLM v2, LLaDA2.0); `nll` has the rows twice, too.
     """
 
-    mask_id: int
+    mask_id: TokenId
     times: Times
     selection: Selection = field(default_factory=ExactK)
     weight: Weight = field(default_factory=BoundWeight)
     complementary: bool = False
 
     def __post_init__(self):
+        check_fields(self)
         if self.complementary and not isinstance(self.selection, PairedSelection):
             raise ConfigError(
                 f"complementary needs a selection with a complement, as ExactK or Bernoulli; "
@@ -313,12 +326,11 @@ class BlockDiffusion:
     have more than length / size blocks, which then share the times of the next rows'.
     """
 
-    size: int
+    size: Count
     masked: MaskedDiffusion
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ConfigError(f"block size must be at least 1, got {self.size}")
+        check_fields(self, size="block size")
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         if not isinstance(denoiser, Full):
@@ -374,8 +386,11 @@ def cut(batch: Batch, size: int) -> tuple[Batch, Tensor]:
 class Curriculum:
     """One objective after another, each in the slots before its end; the last for the rest."""
 
-    stages: tuple[tuple[int, Objective], ...]  # (end in slots, objective), by rising ends
+    stages: Annotated[  # by rising ends
+        tuple[tuple[Slot, Objective], ...], Field(title="pairs of an end in slots and an objective")
+    ]
     last: Objective
+    __post_init__ = check_fields
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         slot = int(batch.slots[0])
@@ -417,7 +432,8 @@ class CausalFirst:
     """
 
     then: Objective
-    until: int  # slots
+    until: Slot
+    __post_init__ = check_fields
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         if int(batch.slots[0]) < self.until:
@@ -436,7 +452,8 @@ class DroppedSource:
     """
 
     then: Objective
-    rate: float
+    rate: Share
+    __post_init__ = check_fields
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         assert isinstance(batch, PairBatch), "checked before training: there are pairs"
@@ -460,8 +477,3 @@ def _loss(value: Tensor, nll: Tensor, count: Tensor, correct: Tensor) -> Loss:
     """Everything per trainable token; rows without one give 0."""
     corrupted = torch.tensor(correct.numel(), device=count.device)
     return Loss(value / count.clamp_min(1), nll, count, correct.sum(), corrupted)
-
-
-def _check_interval(low: float, high: float) -> None:
-    if not 0 <= low < high <= 1:
-        raise ConfigError(f"a noise interval needs 0 <= low < high <= 1, got [{low}, {high}]")

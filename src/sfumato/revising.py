@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sfumato.arguments import PositiveShare, Share, check_fields
+from sfumato.arguments import PositiveShare, Share, TokenId, check_fields
 from sfumato.errors import ConfigError
 from sfumato.logits import log_odds, probability_of
 from sfumato.rng import Rng
@@ -130,12 +130,13 @@ class Remasking:
     """
 
     schedule: Schedule
-    mask_id: int
+    mask_id: TokenId
     rate: Rate = field(default_factory=Cap)
     by_confidence: bool = False
     trained: Schedule | None = None  # the network's, if it is told the time and this is another
     revises = True
     reopens = True  # also what is wholly decided: to stop there would favour what was drawn at once
+    __post_init__ = check_fields
 
     @property
     def exact(self) -> bool:
@@ -219,7 +220,7 @@ class Wino:
     """
 
     schedule: Schedule
-    mask_id: int
+    mask_id: TokenId
     draft: PositiveShare = 0.6
     verify: Share = 0.9
     exact = False

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sfumato.arguments import Share, check_fields
+from sfumato.arguments import OPTIONS, TEXT, Share, check_fields, shown
 from sfumato.errors import ConfigError, near
 from sfumato.own import is_own, make_part, own_part
 
@@ -192,7 +192,7 @@ def schedule(name: str, **options: Any) -> Schedule:
 
     An option that is a schedule is given like it.
     """
-    if name not in SCHEDULES and not is_own(name):
+    if TEXT.check("a schedule's name", name) not in SCHEDULES and not is_own(name):
         raise ConfigError(f"unknown schedule '{name}'{near(name, SCHEDULES)}")
     if "schedule" in options:
         options["schedule"] = schedule_from(options["schedule"])
@@ -237,8 +237,8 @@ def schedule_from(spec: str | Mapping[str, Any]) -> Schedule:
     if isinstance(spec, str):
         return schedule(spec)
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name", "linear"), str):
-        raise ConfigError(f"a schedule is a name, or {{name: ..., its options}}; got {spec!r}")
-    return schedule(**{"name": "linear", **spec})
+        raise ConfigError(f"a schedule is a name, or {{name: ..., its options}}; got {shown(spec)}")
+    return schedule(**{"name": "linear", **OPTIONS.check("a schedule's options", spec)})
 
 
 def reveal_rate(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

@@ -127,6 +127,7 @@ class Ancestral:
 
     corruption: Corruption
     exact = True
+    __post_init__ = check_fields
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         if not self.corruption.absorbing:
@@ -167,6 +168,7 @@ class FirstHitting:
 
     schedule: Schedule
     exact = True
+    __post_init__ = check_fields
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         scores = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
@@ -201,6 +203,7 @@ class RandomOrder:
 
     schedule: Schedule
     exact = True
+    __post_init__ = check_fields
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         scores = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
@@ -225,6 +228,7 @@ class LeftToRight:
 
     schedule: Schedule
     exact = True
+    __post_init__ = check_fields
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         places = torch.arange(canvas.tokens.shape[1], device=canvas.tokens.device)
@@ -250,6 +254,7 @@ class TopConfidence:
     schedule: Schedule
     exact = False
     wanted = all_noisy
+    __post_init__ = check_fields
 
     def __call__(
         self,
@@ -274,6 +279,7 @@ class TopProbability:
     schedule: Schedule
     exact = True
     wanted = all_noisy
+    __post_init__ = check_fields
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scores = spread(log_odds(logits), where, -torch.inf)
@@ -289,6 +295,7 @@ class Margin:
     schedule: Schedule
     exact = True
     wanted = all_noisy
+    __post_init__ = check_fields
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scores = spread(lead_odds(logits), where, -torch.inf)
@@ -304,6 +311,7 @@ class LowEntropy:
     schedule: Schedule
     exact = True
     wanted = all_noisy
+    __post_init__ = check_fields
 
     def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scores = spread(-entropies(logits), where, -torch.inf)

@@ -5,7 +5,7 @@ Shapes: B rows, L positions, V vocabulary with the mask token, N chosen position
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -173,6 +173,7 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Turns a batch into a loss, calling the denoiser itself; rng has one key, the run's."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sfumato.arguments import PATH, Kind, check_fields
 from sfumato.data.documents import Piece
 from sfumato.data.prepared import DAMAGED, PLACE, PREPARED, SPLITS, Prepared
 from sfumato.data.sentences import cut_first
@@ -54,6 +55,7 @@ class Pairs:
     skip_empty: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "{} of pairs")
         if (self.source_field is None) != (self.target_field is None):
             raise ConfigError("pairs need both fields, of the source and of the target; give both")
 
@@ -110,6 +112,9 @@ class Pairs:
             yield from replace(self.source, field=field).sample(characters // 2)
 
 
+PAIRED = Kind(Pairs)
+
+
 @dataclass(frozen=True)
 class Side:
     """One side of all pairs, for `prepare` to read as any source."""
@@ -160,7 +165,7 @@ class PreparedPairs:
     @classmethod
     def open(cls, folder: str | Path) -> "PreparedPairs":
         """Open and check a folder."""
-        folder = Path(folder)
+        folder = Path(PATH.check("folder", folder))
         if not (folder / PAIRS).exists():
             raise DataError(
                 f"the preparation of pairs in {folder} was interrupted; run the same prepare "
@@ -235,7 +240,7 @@ def prepare_pairs(
     Both sides go to the split that the hash of the whole pair says. Documents that are cut after
     their first sentence are held out exactly where `prepare` holds them out uncut.
     """
-    out = Path(out)
+    pairs, out = PAIRED.check("pairs", pairs), Path(PATH.check("out", out))
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     foreign = {name for name in names - {PAIRS, SOURCES, TARGETS} if not is_part(name)}
     if foreign:

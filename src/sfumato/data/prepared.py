@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sfumato.arguments import PATH, TEXT
 from sfumato.data.tokenizer import fingerprint, load_tokenizer
 from sfumato.errors import ConfigError, DataError, near
 from sfumato.files import Remedy, check_path, check_shape, read_object
@@ -65,7 +66,7 @@ class Prepared:
         cls, folder: str | Path, tokenizer: "PreTrainedTokenizerFast | None" = None
     ) -> "Prepared":
         """Open and check a folder; with a tokenizer, also check that the data are its own."""
-        folder = Path(folder)
+        folder = Path(PATH.check("folder", folder))
         check_path(folder, PLACE)
         if not (folder / PREPARED).exists():
             raise DataError(_absent(folder))
@@ -128,7 +129,7 @@ class Prepared:
 
     def split(self, name: str) -> Split:
         """Map one split into memory."""
-        if name not in SPLITS:
+        if TEXT.check("split", name) not in SPLITS:
             raise ConfigError(f"no split {name!r}{near(name, SPLITS)}")
         if not self.facts["splits"][name]["tokens"]:
             raise DataError(

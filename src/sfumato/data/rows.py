@@ -4,16 +4,19 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from sfumato.arguments import MOST, TEXT, Kind
 from sfumato.data.pairs import SOURCES, TARGETS, PreparedPairs, holds_pairs
 from sfumato.data.prepared import Prepared
 from sfumato.errors import ConfigError, near
 from sfumato.types import ABSENT
 
 LAYOUTS = ("packed", "padded")
+LENGTH = Kind(Annotated[int, Field(ge=1, le=MOST, title="at least 1 token")])
 
 
 class Rows:
@@ -36,9 +39,8 @@ class Rows:
         length: int,
         layout: Literal["packed", "padded"] = "packed",
     ):
-        if length < 1:
-            raise ConfigError(f"length must be at least 1 token, got {length}")
-        if layout not in LAYOUTS:
+        length = LENGTH.check("length", length)
+        if TEXT.check("layout", layout) not in LAYOUTS:
             raise ConfigError(f"no layout {layout!r}{near(layout, LAYOUTS)}")
         prepared = Prepared.open(folder)
         self.tokens, self.ends = prepared.split(split)

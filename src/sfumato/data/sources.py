@@ -8,10 +8,13 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
+from pydantic import Field
+
+from sfumato.arguments import check_fields
 from sfumato.data.documents import END_OF_TEXT, PIECE, Piece, count_borders, cut, split_text
 from sfumato.data.formats import (
     TEXT,
@@ -34,9 +37,11 @@ from sfumato.data.tally import (
 from sfumato.errors import ConfigError, DataError, told
 
 AUTO = "auto"  # documents end where the text shows it
+Documents = Annotated[int, Field(ge=1, lt=2**63, title="at least 1 document")]
 MANY = 100  # blank lines: enough documents that some are held out
 
 
+@runtime_checkable
 class Readable(Protocol):
     """What can be prepared: documents, always the same in the same order."""
 
@@ -72,17 +77,14 @@ class Source:
     split: str = "train"
     config: str | None = None
     streaming: bool = True
-    limit: int | None = None
+    limit: Documents | None = None
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            _check_type(each.name, getattr(self, each.name))
+        check_fields(self, "{} of a source")
         if not self.name or "\0" in self.name:
             raise ConfigError(
                 f"a source is a file, a folder or a data set's name; got {self.name!r}"
             )
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit must be at least 1 document, got {self.limit}")
 
     def files(self) -> list[Path]:
         """The local files, in the order in which they are read; none for a name on the Hub."""
@@ -223,29 +225,6 @@ class Source:
     def documents(self) -> Iterator[str]:
         """Every document that is not blank, whole."""
         return (piece.text for piece in self.pieces(None))
-
-
-class _Kind(NamedTuple):
-    types: tuple[type, ...]
-    said: str
-
-
-_TEXT, _TEXT_OR_NONE = _Kind((str,), "text"), _Kind((str, type(None)), "text or None")
-KINDS = {
-    "name": _TEXT,
-    "field": _TEXT,
-    "separator": _TEXT_OR_NONE,
-    "split": _TEXT,
-    "config": _TEXT_OR_NONE,
-    "streaming": _Kind((bool,), "True or False"),
-    "limit": _Kind((int, type(None)), "a whole number or None"),
-}
-
-
-def _check_type(option: str, value: object) -> None:
-    kind = KINDS[option]
-    if not isinstance(value, kind.types) or (isinstance(value, bool) and bool not in kind.types):
-        raise ConfigError(f"{option} of a source is {kind.said}; got {value!r:.40}")
 
 
 def _inside(folder: Path, tally: Tally) -> list[Path]:

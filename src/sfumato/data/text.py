@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
+from sfumato.arguments import AMOUNT, COUNT, FLAG, PATH, Kind
 from sfumato.data.documents import PIECE
 from sfumato.data.identity import changed_names
 from sfumato.data.prepared import (
@@ -66,6 +68,10 @@ SHARD = 2**20  # characters tokenized, written and noted in the journal at a tim
 # trainer keeps every distinct word, at about a kilobyte each.
 TRAINING_CHARACTERS = 2**26
 
+HELD_OUT = Kind(Annotated[float, Field(ge=0, lt=1, title="a share of the text in [0, 1)")])
+TELL = Kind(Annotated[Callable[..., Any] | None, Field(title="a function of one argument")])
+SOURCE = Kind(Annotated[str | Path | Readable, Field(title="a path, a name or a Source")])
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -104,11 +110,15 @@ def prepare(
 
     Run it again after a kill and it goes on; run it again when done and it returns at once.
     """
+    threads: int = COUNT.check("workers", (os.cpu_count() or 1) if workers is None else workers)
+    validation, shard = HELD_OUT.check("validation", validation), AMOUNT.check("shard", shard)
+    lossy, progress = FLAG.check("lossy", lossy), TELL.check("progress", progress)
+    out, source = Path(PATH.check("out", out)), SOURCE.check("source", source)
     source = Source(str(source)) if isinstance(source, str | Path) else source
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    if vocab_size is not None:
+        vocab_size = COUNT.check("vocab_size", vocab_size)
     if (tokenizer is None) == (vocab_size is None):
         raise ConfigError("give a tokenizer, or the vocab_size of a new one, and not both")
-    _check_sizes(validation, workers, shard)
     if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(tokenizer)
     if tokenizer is not None:
@@ -122,7 +132,6 @@ def prepare(
     }
     stamps = source.stamps()
     request |= {"content": source.content(), "one_text": source.one_text()}
-    out = Path(out)
     if (out / JOURNAL).exists() or not (out / PREPARED).exists():
         _check_place(out, source)
         with _sole_user(out):
@@ -130,7 +139,7 @@ def prepare(
                 journal = _open_journal(out, request)
                 tokenizer = _settle_tokenizer(out, tokenizer, vocab_size, source)
                 taken, whole = Tally(), None if lossy else name
-                parts = (source, out, tokenizer, journal, taken, workers, progress)
+                parts = (source, out, tokenizer, journal, taken, threads, progress)
                 journal = _tokenize(*parts, whole=whole)
                 if source.stamps() != stamps:
                     raise DataError(
@@ -152,13 +161,6 @@ def prepare(
         documents = sum(counts["documents"] for counts in done.facts["splits"].values())
         refuse_changes(Changes(**done.facts["changes"]), documents, name)
     return done
-
-
-def _check_sizes(validation: float, workers: int, shard: int) -> None:
-    if not 0 <= validation < 1:
-        raise ConfigError(f"validation is a share of the text in [0, 1), got {validation}")
-    if workers < 1 or shard < 1:
-        raise ConfigError(f"workers and shard must be at least 1, got {workers} and {shard}")
 
 
 def _check_place(out: Path, source: Readable) -> None:

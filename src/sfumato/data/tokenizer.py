@@ -7,11 +7,12 @@ characters of text. Special ids enter token streams by number only.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sfumato.arguments import COUNT, FLAG, PATH, TEXT, shown
 from sfumato.errors import ConfigError, DataError, TokenizerError
 from sfumato.files import Remedy, check_folder, foreign
 from sfumato.publish import published, recover
@@ -63,6 +64,8 @@ def train_tokenizer(
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    vocab_size = COUNT.check("vocab_size", vocab_size)
+    min_frequency = COUNT.check("min_frequency", min_frequency)
     if vocab_size < SMALLEST:
         raise ConfigError(
             f"vocab_size must be at least {SMALLEST} (256 bytes, {len(SPECIAL)} special tokens); "
@@ -78,13 +81,16 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = iter(texts)
+    texts = _texts(texts)
     first = next(texts, None)
     if first is None:
         raise DataError(
             "no text to learn a tokenizer from: every document is blank; give some text"
         )
-    backend.train_from_iterator(itertools.chain([first], texts), trainer)
+    try:
+        backend.train_from_iterator(itertools.chain([first], texts), trainer)
+    except UnicodeEncodeError as error:
+        raise DataError(f"a text has half a character in it ({error}); give whole ones") from error
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
@@ -93,6 +99,19 @@ def train_tokenizer(
         mask_token=MASK,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _texts(given: Iterable[str]) -> Iterator[str]:
+    try:
+        texts = None if isinstance(given, str | bytes) else iter(given)
+    except TypeError:
+        texts = None
+    if texts is None:
+        raise DataError(f"a tokenizer is learnt from a list of texts, got {shown(given)}")
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise DataError(f"text {number} must be text, got {shown(text)}")
+        yield text
 
 
 def load_tokenizer(
@@ -106,7 +125,9 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    name = str(name_or_path)
+    name = str(PATH.check("a tokenizer", name_or_path))
+    add_mask_token = FLAG.check("add_mask_token", add_mask_token)
+    eos_token = None if eos_token is None else TEXT.check("eos_token", eos_token)
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path and not Path(name).expanduser().exists():
         raise TokenizerError(f"no tokenizer folder at {name}; give a folder or a name on the Hub")
@@ -143,7 +164,8 @@ def load_tokenizer(
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> None:
     """Put the tokenizer's files into a folder, all of them or none."""
-    with published(Path(folder).expanduser(), TokenizerError) as new:
+    fast_backend(tokenizer)  # raises
+    with published(Path(PATH.check("folder", folder)).expanduser(), TokenizerError) as new:
         write_tokenizer(tokenizer, new)
 
 
@@ -177,14 +199,14 @@ def fast_backend(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
     """What is inside a fast tokenizer: only these are taken."""
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(
-            f"{type(tokenizer).__name__} is a tokenizer in Python; "
-            "expected a fast one (with tokenizer.json)"
+            f"{type(tokenizer).__name__} is no fast tokenizer; expected one with a tokenizer.json"
         )
     return tokenizer.backend_tokenizer
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerFast") -> SpecialIds:
     """The special ids, after a check that no text can produce them."""
+    fast_backend(tokenizer)  # raises
     name = tokenizer.name_or_path or type(tokenizer).__name__
     mask, eos = _role(tokenizer, "mask"), _role(tokenizer, "eos", "sep")
     bos, pad = _role(tokenizer, "bos", "cls"), _role(tokenizer, "pad")

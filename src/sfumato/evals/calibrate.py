@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sfumato.arguments import PATH, Amount, Count, Kind, Seed, check_fields
 from sfumato.data.sources import Source
 from sfumato.errors import ConfigError
 from sfumato.estimates import Estimate
+from sfumato.evals.evaluate import DATA, MODEL
 from sfumato.evals.judge import Judge
 from sfumato.evals.pieces import Piece, draw_pieces, score
 from sfumato.evals.record import record, write
@@ -37,32 +40,28 @@ BATCH = 4  # texts read together; what is said of all their states is kept
 SPAN = 10  # a text counts for no more than so many times the tolerance
 
 Progress = Callable[[str], None]
+Tolerance = Annotated[float, Field(gt=0, title="above 0 nats a token")]
+Confidence = Annotated[float, Field(ge=0.5, lt=1, description="use 0.9")]
 
 
 @dataclass(frozen=True)
 class CalibrateOptions:
     """What is compared, on how much text, and how sure the answer has to be."""
 
-    tolerance: float = 0.05  # nats a token; 0.05 is 5 % of perplexity
-    confidence: float = 0.9  # that what is called safe is within it
-    rows: int = 128  # held-out texts
-    num_texts: int = 4  # written with every setting, to time and to judge them
+    tolerance: Tolerance = 0.05  # nats a token; 0.05 is 5 % of perplexity
+    confidence: Confidence = 0.9  # that what is called safe is within it
+    rows: Amount = 128  # held-out texts
+    num_texts: Count = 4  # written with every setting, to time and to judge them
     step: tuple[str, ...] = ()  # these as in `Wanted`
-    num_steps: tuple[int, ...] = ()
-    block: tuple[int, ...] = ()
+    num_steps: tuple[Count, ...] = ()
+    block: tuple[Count, ...] = ()
     reference: str = "probability"
     test: str = "betting"
     judge: str | None = None  # a causal language model by path
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self):
-        if not (math.isfinite(self.tolerance) and self.tolerance > 0):
-            raise ConfigError(f"tolerance must be above 0 nats a token, got {self.tolerance}")
-        if not 0.5 <= self.confidence < 1:
-            raise ConfigError(f"confidence must be in [0.5, 1), got {self.confidence}; use 0.9")
-        for name in ("rows", "num_texts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self)
         if self.test not in TESTS:
             raise ConfigError(f"test must be one of {', '.join(TESTS)}, got '{self.test}'")
         self.wanted()  # its own checks
@@ -71,12 +70,15 @@ class CalibrateOptions:
         return Wanted(self.step, self.num_steps, self.block, self.reference)
 
 
+OPTIONS = Kind(CalibrateOptions)
+
+
 def calibrate(
     lm: DiffusionLM,
     data: str | Path | Source,
     options: CalibrateOptions,
     *,
-    model_name: str,
+    model_name: str | Path,
     progress: Progress = lambda doing: None,
 ) -> dict[str, Any]:
     """The record of a calibration; `results["chosen"]` is the setting to use, or None.
@@ -84,6 +86,8 @@ def calibrate(
     Nothing is changed: `write_chosen` puts the setting into a model's generation_config.json.
     `model_name`: where `lm` was loaded from. `progress` is told what is being done.
     """
+    lm, data = MODEL.check("lm", lm), DATA.check("data", data)
+    options, model_name = OPTIONS.check("options", options), PATH.check("model_name", model_name)
     models: dict[str, str | Path] = {"model": find_folder(model_name)}
     grid = Grid.of(lm, options.wanted())
     _check_judged(grid, options)
@@ -138,7 +142,7 @@ def calibrate(
         device=lm.device,
         models=models,
     )
-    made["models"]["model"]["path"] = model_name
+    made["models"]["model"]["path"] = str(model_name)
     return made
 
 

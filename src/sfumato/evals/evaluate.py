@@ -11,14 +11,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from sfumato.arguments import PATH, Amount, Count, Kind, Place, Seed, check_fields
 from sfumato.data.sources import Source
-from sfumato.errors import CheckpointError, ConfigError, DataError, MissingExtra
+from sfumato.errors import CheckpointError, DataError, MissingExtra
 from sfumato.evals.held_out import BATCH, Held, held_out, shuffled
 from sfumato.evals.judge import Judge
 from sfumato.evals.record import record
 from sfumato.evals.text import text_report
+from sfumato.filters import Heat
 from sfumato.folders import find_folder
 from sfumato.likelihood import Likelihood, bound, by_decoder, left_to_right
 from sfumato.options import GenerationOptions
@@ -35,21 +39,19 @@ Estimator = Callable[[Batch], Likelihood]
 class EvaluateOptions:
     """What to measure, and how long."""
 
-    rows: int = 256  # held-out rows or texts, at most
-    num_samples: int = 8  # random maskings of each row
+    rows: Amount = 256  # held-out rows or texts, at most
+    num_samples: Count = 8  # random maskings of each row
     exact: bool = False  # the exact likelihood under a step rule, one forward pass a step
     step: str | None = None  # of `exact` (None: margin) and of texts (None: the model's own)
-    num_steps: int | None = None
-    temperature: float | None = None
+    num_steps: Count | None = None
+    temperature: Heat | None = None
     shuffled: bool = False  # of pairs, also the likelihood given another row's source
     judge: str | None = None  # a causal language model by path
-    num_texts: int = 64  # to generate for the judge
-    seed: int = 0
+    num_texts: Count = 64  # to generate for the judge
+    seed: Seed = 0
 
     def __post_init__(self):
-        for name in ("rows", "num_samples", "num_texts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self)
         GenerationOptions(**self.generation())  # its own checks
 
     def generation(self) -> dict[str, Any]:
@@ -59,18 +61,24 @@ class EvaluateOptions:
         return {**chosen, "seed": self.seed}
 
 
+MODEL, OPTIONS = Kind(DiffusionLM), Kind(EvaluateOptions)
+DATA = Kind(Annotated[Place | Source, Field(title="a path or a Source")])
+
+
 def evaluate(
     lm: DiffusionLM,
     data: str | Path | Source,
     options: EvaluateOptions,
     *,
-    model_name: str,
+    model_name: str | Path,
     progress: Callable[[str], None] = lambda doing: None,
 ) -> dict[str, Any]:
     """The record of a model on prepared data (its validation split) or on texts from a source.
 
     `model_name`: where `lm` was loaded from. `progress` is told what is being done.
     """
+    lm, data = MODEL.check("lm", lm), DATA.check("data", data)
+    options, model_name = OPTIONS.check("options", options), PATH.check("model_name", model_name)
     models: dict[str, str | Path] = {"model": find_folder(model_name)}
     judged = options.num_texts + REFERENCES if options.judge is not None else 0
     held = held_out(lm, data, options.rows, judged)
@@ -107,7 +115,7 @@ def evaluate(
         device=lm.device,
         models=models,
     )
-    made["models"]["model"]["path"] = model_name
+    made["models"]["model"]["path"] = str(model_name)
     return made
 
 

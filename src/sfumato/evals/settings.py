@@ -1,9 +1,10 @@
 """Ways to decode that calibration compares: rules, how bold they are, blocks, numbers of steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sfumato.arguments import Count, Numbers, check_fields, numbers
 from sfumato.errors import ConfigError, near
 from sfumato.options import STEPS, GenerationOptions
 from sfumato.pipeline import DiffusionLM
@@ -29,9 +30,13 @@ class Setting:
     """One way to decode; what it does not name is the model's own."""
 
     step: str
-    step_options: Mapping[str, float] = field(default_factory=dict)
-    num_steps: int | None = None  # for the whole canvas; None: as many as the rule needs
-    block: int | None = None  # None: the model's own, which has no other
+    step_options: Numbers = field(default_factory=dict)
+    num_steps: Count | None = None  # for the whole canvas; None: as many as the rule needs
+    block: Count | None = None  # None: the model's own, which has no other
+
+    def __post_init__(self):
+        check_fields(self)
+        object.__setattr__(self, "step_options", numbers("step option", self.step_options))
 
     def changes(self) -> dict[str, Any]:
         """What `generate` is told."""
@@ -65,19 +70,18 @@ class Wanted:
     step: tuple[
         str, ...
     ] = ()  # rules, a rule with values for its option: threshold=0.9,0.7, or own
-    num_steps: tuple[int, ...] = ()  # of rules without one, from the most
-    block: tuple[int, ...] = ()
+    num_steps: tuple[Count, ...] = ()  # of rules without one, from the most
+    block: tuple[Count, ...] = ()
     reference: str = "probability"
 
     def __post_init__(self):
+        check_fields(self)
         if self.reference not in REFERENCES:
             raise ConfigError(
                 f"the reference must be one of {', '.join(REFERENCES)}, got '{self.reference}'"
             )
         for text in self.step:
             _rule_and_values(text)
-        if any(number < 1 for number in (*self.num_steps, *self.block)):
-            raise ConfigError("num_steps and block must be at least 1")
         for name in ("step", "num_steps", "block"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ConfigError(f"{name} names something twice: {getattr(self, name)}")
