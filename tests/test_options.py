@@ -118,6 +118,13 @@ def test_another_step_leaves_the_options_of_the_old_one_behind():
     }
 
 
+def test_a_canvas_that_grows_has_no_blocks_unless_they_are_asked_for():
+    options = GenerationOptions(block=16)
+    assert options.with_changes(grow=64).block is None
+    assert options.with_changes(grow=64, block=8).block == 8
+    assert options.with_changes(grow=None).block == 16
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

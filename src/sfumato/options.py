@@ -111,7 +111,7 @@ class GenerationOptions:
     def with_changes(self, **changes: Unpack[Changes]) -> "GenerationOptions":
         """The same with some options changed; unknown names are errors that name the near ones.
 
-        Another step leaves the old one's `step_options` behind.
+        Another step leaves the old one's `step_options` behind, a canvas that grows the blocks.
         """
         known = {f.name for f in fields(self)}
         named: dict[str, Any] = {}
@@ -124,6 +124,8 @@ class GenerationOptions:
             named[name] = value
         if named.get("step", self.step) != self.step:
             named.setdefault("step_options", {})
+        if named.get("grow") is not None:
+            named.setdefault("block", None)  # of a block's order, texts seldom end: docs/length.md
         return replace(self, **named)
 
     def within(self, positions: int, vocab_size: int) -> "GenerationOptions":

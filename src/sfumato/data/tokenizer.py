@@ -179,6 +179,8 @@ def write_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) ->
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for passing in ("is_local", "local_files_only"):  # how it was loaded, no matter of its own
+        config.pop(passing, None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
