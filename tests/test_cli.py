@@ -403,7 +403,7 @@ def test_text_is_prepared(run, text, tmp_path):
     for word in (["--add-mask-token"], ["--eos-token", "<end>"]):
         message = f"{word[0]} is for a tokenizer given by --tokenizer"
         refused(run("data", "prepare", text, tmp_path / "o", *word), message)
-    refused(run("data", "prepare", text, tmp_path / "o", "--limit", 0), "limit must be")
+    refused(run("data", "prepare", text, tmp_path / "o", "--limit", 0), "limit of a source must be")
     refused(run("data", "prepare", text, tmp_path / "o", "--field", "txt"), "no field 'txt'")
 
 
