@@ -1,24 +1,37 @@
 """What a grammar costs: compiling it, and every step of writing within it, beside no grammar.
 
-    python benchmarks/grammar.py
+    python benchmarks/grammar.py writing
+    python benchmarks/grammar.py compiling [FOLDER OF A TOKENIZER ...]
 
-The shipped model, one thread, CPU time, medians of alternating rounds: one text of 64 and of 200
-new tokens after "Once upon a time", 32 steps. Of two rules, because one that draws its positions
-asks the network's head for these alone, and within a grammar for all. A grammar is compiled once a
-request: its time is also given for a vocabulary eight times as large.
+`writing`: the shipped model, one thread, CPU time, medians of alternating rounds: one text of 64
+and of 200 new tokens after "Once upon a time", 32 steps. Of two rules, because one that draws its
+positions asks the network's head for these alone, and within a grammar for all.
+
+`compiling`: every schema of tests/common_schemas.json and some regular expressions, from the text
+to the automaton over bytes, and from there over the vocabulary of `stories` and of each tokenizer
+that is named, ready to write with; CPU seconds, the quickest of three.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from sfumato.constrained import Span, constrain
 from sfumato.data.tokenizer import token_bytes
+from sfumato.errors import ConfigError
 from sfumato.grammar import Grammar
+from sfumato.json_schema import schema_automaton
+from sfumato.patterns import read_pattern
 from sfumato.pipeline import DiffusionLM
+from sfumato.regular import automaton
+from sfumato.schedules import Linear
+from sfumato.steps import LeftToRight
 
 ROUNDS, STEPS = 5, 32
 SCHEMA = {
@@ -39,32 +52,70 @@ GRAMMARS: Mapping[str, Mapping[str, Any]] = {
     "JSON schema": {"json_schema": SCHEMA},
 }
 
+REGEXES = (
+    "[a-z ]+",
+    r"(\+\d{1,3} )?\d{3}-\d{4}",
+    ".{0,500}",
+    ".{0,3000}",
+    "(.*a.{10})",
+    "(.*a.{12})",
+)
 
-def seconds(run: Callable[[], object]) -> float:
-    begin = time.process_time()
-    run()
-    return time.process_time() - begin
+
+def quickest(make: Callable[[], Any]) -> tuple[float, Any]:
+    times, made = [], None
+    for _ in range(3):
+        begin = time.process_time()
+        made = make()
+        times.append(time.process_time() - begin)
+    return min(times), made
 
 
-def compiling(lm: DiffusionLM) -> None:
-    words = token_bytes(lm.tokenizer, lm.model.config.vocab_size)
-    makers = {
-        "choices": lambda: Grammar.choices(GRAMMARS["choices"]["choices"]),
-        "regex": lambda: Grammar.regex(GRAMMARS["regex"]["regex"]),
-        "JSON schema": lambda: Grammar.json_schema(SCHEMA),
-    }
-    print("| grammar | vocabulary | states | classes | edges | compile, ms |")
-    print("|---|---:|---:|---:|---:|---:|")
+def of_schema(schema: Any) -> Grammar:
+    grammar = Grammar(schema_automaton(schema))
+    assert len(grammar.moves[0])
+    return grammar
+
+
+def of_regex(pattern: str) -> Grammar:
+    grammar = Grammar(automaton(read_pattern(pattern)))
+    assert len(grammar.moves[0])
+    return grammar
+
+
+def ready(words: tuple[bytes | None, ...], grammar: Grammar) -> int:
+    """Its edges, over tokens, of which id 2 ends a text."""
+    found = Grammar(grammar.characters)  # so that nothing is kept but the automaton over bytes
+    found.__dict__["moves"] = grammar.moves
+    over = found.over(words, end=2)
+    constrain(LeftToRight(Linear()), over, [Span(0, 0, 256)])
+    return len(over.edges.sets)
+
+
+def compiling(folders: list[str]) -> None:
+    from transformers import AutoTokenizer
+
+    lm = DiffusionLM.from_pretrained("stories")
+    vocabularies = {"stories": tuple(token_bytes(lm.tokenizer, lm.model.config.vocab_size))}
+    for folder in folders:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        vocabularies[Path(folder).name] = tuple(token_bytes(tokenizer, len(tokenizer)))
+    names = [f"{name}, {len(words):,} tokens" for name, words in vocabularies.items()]
+    print(f"| grammar | states | to the automaton | {' | '.join(names)} |")
+    print("|---|" + "---:|" * (2 + len(names)))
+    common = Path(__file__).parent.parent / "tests" / "common_schemas.json"
+    schemas = json.loads(common.read_text(encoding="utf-8"))
+    makers = {name: lambda own=own: of_schema(own) for name, own in schemas.items()}
+    makers |= {f"`{own}`": lambda own=own: of_regex(own) for own in REGEXES}
     for name, make in makers.items():
-        for many in (words, words * 8):
-            times = [
-                seconds(lambda many=many, make=make: make().over(many, end=2).edges)
-                for _ in range(ROUNDS)
-            ]
-            automaton = make().over(many, end=2)
-            sizes = automaton.num_states, automaton.num_classes, len(automaton.edges.sets)
-            shown = " | ".join(f"{size:,}" for size in (len(many), *sizes))
-            print(f"| {name} | {shown} | {1e3 * median(times):.0f} |")
+        try:
+            seconds, grammar = quickest(make)
+        except ConfigError:
+            print(f"| {name} | refused |")
+            continue
+        found = [quickest(lambda w=w, g=grammar: ready(w, g))[0] for w in vocabularies.values()]
+        times = " | ".join(f"{one:.2f}" for one in (seconds, *found))
+        print(f"| {name} | {len(grammar.moves[0]):,} | {times} |", flush=True)
 
 
 def writing(lm: DiffusionLM) -> None:
@@ -90,13 +141,13 @@ def writing(lm: DiffusionLM) -> None:
                 print(f"| {length} | {step} | {name} | {1e3 * median(found):.1f} |")
 
 
-def main() -> None:
+def main(what: str, *folders: str) -> None:
     torch.set_num_threads(1)
-    lm = DiffusionLM.from_pretrained("stories-infill")
-    compiling(lm)
-    print()
-    writing(lm)
+    if what == "compiling":
+        compiling(list(folders))
+    else:
+        writing(DiffusionLM.from_pretrained("stories-infill"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import tracemalloc
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -124,6 +125,38 @@ def test_the_numbers_of_tokens_that_complete_a_text(pattern, ends):
     automaton = over(pattern, ends)
     found = automaton.completable(5)[1:, 0].tolist()
     assert found == [len(valid(pattern, length, ends)) > 0 for length in range(1, 6)]
+
+
+def test_a_request_needs_no_table_of_states_by_states():
+    """Of the numbers of tokens that complete a text, only those that there is room for."""
+    words = [bytes([byte]) for byte in range(256)]
+    automaton = Grammar.regex(".{0,2000}").over([*words, None], end=256)
+    assert automaton.num_states > 15_000
+    automaton.edges  # noqa: B018
+    tracemalloc.start()
+    try:
+        rule = constrain(LeftToRight(Linear()), automaton, [Span(0, 0, 64)])
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rule.ahead.shape == (65, automaton.num_states)
+    assert most < 10 * rule.ahead.nbytes
+
+
+def test_numbers_of_tokens_are_the_same_forwards_and_backwards():
+    for pattern, ends in itertools.product(PATTERNS, (True, False)):
+        automaton = over(pattern, ends)
+        found = automaton.completable(12)
+        for state in range(automaton.num_states):
+            forth = list(itertools.islice(automaton.lengths(state), 13))
+            assert forth + [False] * (13 - len(forth)) == found[:, state].tolist()
+
+
+def test_what_was_compiled_is_kept(lm):
+    for grammar in ({"regex": "a+b"}, {"choices": ["a", "b"]}, {"json_schema": {"type": "null"}}):
+        one, other = (lm.start("", length=8, seed=seed, **grammar).step for seed in (1, 2))
+        assert one.automaton is other.automaton
+        assert lm.start("", length=8, **grammar, suppress=(70,)).step.automaton is not one.automaton
 
 
 def test_tokens_that_lead_alike_are_one_class():

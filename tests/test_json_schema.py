@@ -289,16 +289,21 @@ def test_the_table_of_keywords_is_what_holds():
         assert schema_automaton({"type": "null", name: {}}).accepts("null")
 
 
+def seconds(schema) -> float:
+    """What a schema takes from its text to the automaton over bytes."""
+    begin = time.process_time()
+    assert len(Grammar(schema_automaton(schema)).moves[0])
+    return time.process_time() - begin
+
+
 COMMON = json.loads((Path(__file__).parent / "common_schemas.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", COMMON)
 def test_common_schemas_are_small_and_their_texts_valid(name):
-    begin = time.process_time()
     dfa = schema_automaton(COMMON[name])
-    seconds = time.process_time() - begin
-    assert len(dfa) < 8000
-    assert seconds < 5  # under one where nothing else runs: benchmarks/grammar.py
+    assert len(dfa) < 5000
+    assert any(seconds(COMMON[name]) < 1 for _ in range(4))  # the quickest: others use the cores
     for seed in range(5):
         text = sampled(dfa, random.Random(seed), 300)
         assert valid(json.loads(text), COMMON[name]), text

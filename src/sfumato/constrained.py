@@ -48,27 +48,34 @@ class Span:
 
 def constrain(step: Step, automaton: Automaton, spans: Sequence[Span]) -> "Constrained":
     """The rule within a grammar, if every span has room for a text of it."""
-    longest = max(span.end - span.begin for span in spans)
-    ahead = automaton.completable(longest + automaton.num_states)
+    ahead = automaton.completable(max(span.end - span.begin for span in spans))
     for span in spans:
-        room, rooms = span.end - span.begin, ahead[:, span.state].nonzero()[0]
-        if not len(rooms):
-            raise ConfigError(
-                "no sequence of the tokens that may be written spells a text of the grammar; "
-                "suppress fewer tokens, or allow other texts"
-            )
-        if room < rooms[0]:
-            raise ConfigError(
-                f"the shortest text of the grammar has {rooms[0]} tokens, and there is room for "
-                f"{room}: use a length, or a gap_length, of at least {rooms[0]}"
-            )
-        if not ahead[room, span.state]:
-            nearest = rooms[np.abs(rooms - room).argmin()]
-            raise ConfigError(
-                f"no text of the grammar has exactly {room} tokens, as many as the gap; use "
-                f"gap_length={nearest}"
-            )
-    return Constrained(step, automaton, tuple(spans), ahead[: longest + 1])
+        if not ahead[span.end - span.begin, span.state]:
+            raise _refusal(automaton, span)
+    return Constrained(step, automaton, tuple(spans), ahead)
+
+
+def _refusal(automaton: Automaton, span: Span) -> ConfigError:
+    """Why no text has the length of a span, and which lengths are near."""
+    room, rooms = span.end - span.begin, list[int]()
+    for length, some in enumerate(automaton.lengths(span.state)):
+        rooms += [length] * some
+        if (rooms and rooms[-1] > room) or length > room + automaton.num_states:
+            break
+    if not rooms:
+        return ConfigError(
+            "no sequence of the tokens that may be written spells a text of the grammar; "
+            "suppress fewer tokens, or allow other texts"
+        )
+    if room < rooms[0]:
+        return ConfigError(
+            f"the shortest text of the grammar has {rooms[0]} tokens, and there is room for "
+            f"{room}: use a length, or a gap_length, of at least {rooms[0]}"
+        )
+    return ConfigError(
+        f"no text of the grammar has exactly {room} tokens, as many as the gap; use "
+        f"gap_length={min(rooms, key=lambda length: abs(length - room))}"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,9 +61,10 @@ def unique_rows(rows: NDArray[Any]) -> tuple[Ints, Ints]:
         hashes += part @ dice[begin : begin + 4096]
     first, which = np.unique(hashes, return_index=True, return_inverse=True)[1:]
     which = which.ravel()
+    again = (first[which] != np.arange(len(rows))).nonzero()[0]
     if any(
-        (rows[at : at + 64] != rows[first[which[at : at + 64]]]).any()
-        for at in range(0, len(rows), 64)
+        (rows[part] != rows[first[which[part]]]).any()
+        for part in np.split(again, range(64, len(again), 64))
     ):
         first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)[1:]
         which = which.ravel()

@@ -10,7 +10,7 @@ Letters: Q states, V tokens, C classes, E edges (pairs of states that some class
 """
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -76,7 +76,7 @@ class Grammar:
         for one in choices:
             if any(0xD800 <= ord(sign) <= 0xDFFF for sign in one):
                 raise ConfigError(f"the choice {one!r} has half a character; give whole ones")
-        return cls(words(choices, "the list of choices", budget), budget)
+        return _of_choices(tuple(choices), budget)
 
     def texts(self, most: int) -> list[str] | None:
         """All texts; None where there are more than `most`."""
@@ -102,22 +102,35 @@ class Grammar:
         With an `end`, a text may be shorter than its room: from an accepting state this token leads
         into a last state, in which any of `after` may follow (None: any token). State 1 is that
         before a space and then a text: a space that is given may be left to the token behind it.
+        The last few are kept.
         """
-        words = [None if token in never else word for token, word in enumerate(words)]
-        table, final = self.moves
-        space = np.full((1, 256), NOWHERE)
-        space[0, ord(" ")] = 0
-        table = np.vstack((table[:1], space, table[1:]))
-        table[table > 0] += 1
-        final = np.insert(final, 1, False)
-        columns, classes = _columns(table, words)
-        if end is not None and end not in never:
-            later = (set(range(len(words))) if after is None else after) - never
-            columns, classes = _with_end(columns, classes, final, end, sorted(later))
-            final = np.append(final, True)
-            padding = np.array(sorted((after or set()) - {end}), dtype=np.int64)
-            return Automaton.trimmed(columns.T, classes, final, len(final) - 1, padding)
-        return Automaton.trimmed(columns.T, classes, final)
+        behind = None if after is None else frozenset(after)
+        return _over(self, tuple(words), frozenset(never), end, behind)
+
+
+@lru_cache(maxsize=4)
+def _over(
+    grammar: Grammar,
+    words: tuple[bytes | None, ...],
+    never: frozenset[int],
+    end: int | None,
+    after: frozenset[int] | None,
+) -> "Automaton":
+    words = tuple(None if token in never else word for token, word in enumerate(words))
+    table, final = grammar.moves
+    space = np.full((1, 256), NOWHERE)
+    space[0, ord(" ")] = 0
+    table = np.vstack((table[:1], space, table[1:]))
+    table[table > 0] += 1
+    final = np.insert(final, 1, False)
+    columns, classes = _columns(table, words)
+    if end is not None and end not in never:
+        later = (set(range(len(words))) if after is None else after) - never
+        columns, classes = _with_end(columns, classes, final, end, sorted(later))
+        final = np.append(final, True)
+        padding = np.array(sorted((after or set()) - {end}), dtype=np.int64)
+        return Automaton.trimmed(columns, classes, final, len(final) - 1, padding)
+    return Automaton.trimmed(columns, classes, final)
 
 
 @lru_cache(maxsize=16)
@@ -130,70 +143,88 @@ def _of_regex(pattern: str, budget: Budget) -> Grammar:
 
 
 @lru_cache(maxsize=16)
+def _of_choices(choices: tuple[str, ...], budget: Budget) -> Grammar:
+    return Grammar(words(choices, "the list of choices", budget), budget)
+
+
+@lru_cache(maxsize=16)
 def _of_schema(schema: str, budget: Budget) -> Grammar:
     return Grammar(schema_automaton(schema, budget), budget)
 
 
-def _columns(table: Ints, words: Sequence[bytes | None]) -> tuple[Ints, Ints]:
+def _columns(table: Ints, words: Sequence[bytes | None]) -> tuple[NDArray[np.int32], Ints]:
     """Where each class of tokens leads, [C, Q], and the class of each token [V], or NOWHERE.
 
     Token by token, byte after byte, but tokens that have led to the same so far go together.
     """
     count = len(table)
     first, letter = unique_rows(table.T)
-    letters = table[:, first].astype(np.int32)
-    down = np.vstack(
-        (letters, np.full((1, letters.shape[1]), NOWHERE, np.int32))
-    )  # NOWHERE is its last row
+    dead = np.full((len(first), 1), NOWHERE)
+    down = np.hstack((table[:, first].T, dead)).astype(np.int32)  # NOWHERE is its last column
     lengths = np.array([len(word) if word else 0 for word in words])
-    spelt = np.zeros((len(words), max(int(lengths.max(initial=0)), 1)), dtype=np.int64)
-    for token, word in enumerate(words):
-        if word:
-            spelt[token, : len(word)] = np.frombuffer(word, np.uint8)
-    columns = np.arange(count)[None]
-    classes = np.where(lengths > 0, 0, NOWHERE)
-    done: list[NDArray[np.int32]] = []
+    spelt = np.frombuffer(b"".join(word for word in words if word), np.uint8)
+    begin = np.cumsum(lengths) - lengths
+    columns = np.arange(count, dtype=np.int32)[None]
+    tokens = lengths.nonzero()[0]  # those that lead anywhere so far, and their classes
+    classes = np.zeros(len(tokens), dtype=np.int64)
+    done: list[NDArray[np.int32]] = [np.zeros((0, count), np.int32)]
     result = np.full(len(words), NOWHERE)
-    total = 0
-    for place in range(spelt.shape[1]):
-        alive = (classes != NOWHERE) & (lengths > place)
-        keys = classes[alive] * letters.shape[1] + letter[spelt[alive, place]]
-        pairs, which = np.unique(keys, return_inverse=True)
-        before, by = pairs // letters.shape[1], pairs % letters.shape[1]
-        if len(pairs) * count > LARGEST:
-            raise ConfigError(
-                f"the grammar has {count:,} states, too many for a vocabulary of {len(words):,}; "
-                "bound what repeats, or say it in a simpler way"
-            )
-        columns = down[columns[before], by[:, None]]
-        first, merged = unique_rows(columns)
-        columns = columns[first]
+    place = total = 0
+    while len(tokens):
+        pairs, which = _ranked(classes * len(first) + letter[spelt[begin[tokens] + place]])
+        _check_size((len(pairs) + total) * count, count, len(words))
+        ahead = np.empty((len(pairs), count), np.int32)
+        for row, pair in enumerate(pairs):
+            before, by = divmod(int(pair), len(first))
+            np.take(down[by], columns[before], out=ahead[row], mode="wrap")
+        kept, merged = unique_rows(ahead)
+        columns = ahead[kept]
         useful = (columns != NOWHERE).any(1)
-        renamed = np.where(useful, np.cumsum(useful) - 1, NOWHERE)
-        classes = np.full(len(words), NOWHERE)
-        classes[alive] = renamed[merged[which.ravel()]]
+        classes = np.where(useful, np.cumsum(useful) - 1, NOWHERE)[merged[which]]
         columns = columns[useful]
-        ready = (classes != NOWHERE) & (lengths == place + 1)
-        result[ready] = classes[ready] + total
-        done.append(columns)
-        total += len(columns)
-    return np.vstack(done).astype(np.int64), result
+        place += 1
+        ready = (classes != NOWHERE) & (lengths[tokens] == place)
+        whole, own = _ranked(classes[ready])
+        result[tokens[ready]] = own + total
+        done.append(columns[whole])
+        total += len(whole)
+        longer = (classes != NOWHERE) & ~ready
+        tokens, classes = tokens[longer], classes[longer]
+    columns = np.vstack(done)
+    first, merged = unique_rows(columns)  # tokens of different lengths may lead to the same
+    return columns[first], np.append(merged, NOWHERE)[result]
+
+
+def _ranked(keys: Ints) -> tuple[Ints, Ints]:
+    """The different ones of some small numbers in their order, and which of these each is."""
+    seen = np.zeros(int(keys.max(initial=-1)) + 1, dtype=np.bool_)
+    seen[keys] = True
+    return seen.nonzero()[0], (np.cumsum(seen) - 1)[keys]
+
+
+def _check_size(entries: int, states: int, tokens: int) -> None:
+    if entries > LARGEST:
+        raise ConfigError(
+            f"the grammar has {states:,} states, too many for a vocabulary of {tokens:,}; "
+            "bound what repeats, or say it in a simpler way"
+        )
 
 
 def _with_end(
-    columns: Ints, classes: Ints, final: Bools, end: int, after: list[int]
-) -> tuple[Ints, Ints]:
+    columns: NDArray[np.int32], classes: Ints, final: Bools, end: int, after: list[int]
+) -> tuple[NDArray[np.int32], Ints]:
     """One more state, the last: final states lead there by `end`, and it to itself by `after`."""
     last = len(final)
     columns = np.pad(columns, ((0, 1), (0, 1)), constant_values=NOWHERE)  # also tokens of no class
     count = len(columns)
-    columns = np.vstack((columns, columns))  # every class twice: what may follow an end is apart
-    columns[count:, last] = last
     classes = np.where(classes == NOWHERE, count - 1, classes)
-    classes[after] += count
+    classes[after] += count  # what may follow an end is apart
+    kept, classes = _ranked(classes)
+    columns = columns[kept % count]
+    columns[kept >= count, last] = last
     ending = np.append(np.where(final, last, NOWHERE), last if end in after else NOWHERE)
     classes[end] = len(columns)
-    return np.vstack((columns, ending)), classes
+    return np.vstack((columns, ending.astype(np.int32))), classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,29 +241,31 @@ class Automaton:
     @classmethod
     def trimmed(
         cls,
-        table: Ints,
+        columns: NDArray[np.int32],  # [C, Q]
         classes: Ints,
         final: Bools,
         ended: int = NOWHERE,
         padding: Ints | None = None,
     ) -> "Automaton":
-        """Only what is useful of a table; the two first states stay, also where nothing is."""
-        source, label = (table != NOWHERE).nonzero()
-        target = table[source, label]
-        useful = Moves.of(source, target, len(table)).reached(np.arange(SPACED + 1))
-        useful &= Moves.of(target, source, len(table)).reached(final.nonzero()[0])
+        """Only what is useful; the two first states stay, also where nothing is."""
+        count = len(final)
+        label, source = (columns != NOWHERE).nonzero()
+        moves = np.unique(source * count + columns[label, source])
+        source, target = moves // count, moves % count
+        useful = Moves.of(source, target, count).reached(np.arange(SPACED + 1))
+        useful &= Moves.of(target, source, count).reached(final.nonzero()[0])
         useful[: SPACED + 1] = True
         renamed = np.append(np.where(useful, np.cumsum(useful) - 1, NOWHERE), NOWHERE)
-        table = renamed[table[useful]]
-        present = np.isin(np.arange(table.shape[1]), classes)
-        first, merged = unique_rows(table.T)
-        kept = table[:, first]
-        merged = np.where(present, merged, NOWHERE)
-        live = (kept != NOWHERE).any(0) & np.isin(np.arange(kept.shape[1]), merged)
-        rank = np.append(np.where(live, np.cumsum(live) - 1, NOWHERE), NOWHERE)
-        classes = np.where(classes == NOWHERE, NOWHERE, rank[merged[classes]])
+        present = np.zeros(len(columns) + 1, dtype=np.bool_)
+        present[classes] = True  # NOWHERE is the last
+        columns = renamed.astype(np.int32)[columns[:, useful]]
+        live = present[:-1] & (columns != NOWHERE).any(1)
+        first, merged = unique_rows(columns[live])
+        rank = np.full(len(columns) + 1, NOWHERE)
+        rank[:-1][live] = merged
+        table = columns[live][first].T.astype(np.int64)
         padding = np.zeros(0, np.int64) if padding is None else padding
-        return cls(kept[:, live], classes, final[useful], int(renamed[ended]), padding)
+        return cls(table, rank[classes], final[useful], int(renamed[ended]), padding)
 
     @property
     def num_states(self) -> int:
@@ -278,7 +311,21 @@ class Automaton:
             ahead, now = found[number][edges.target], found[number + 1]
             if len(ahead):
                 now[edges.sources] = np.logical_or.reduceat(ahead, edges.source_start)
+            if (now == found[number]).all():
+                found[number + 2 :] = now
+                break
         return found
+
+    def lengths(self, state: int) -> Iterator[bool]:
+        """Whether 0, 1, 2 ... tokens lead from a state to a final one."""
+        edges = self.edges
+        now = np.arange(self.num_states) == state
+        while now.any():
+            yield bool((now & self.final).any())
+            over = now[edges.source_to_target]
+            now = np.zeros_like(now)
+            if len(over):
+                now[edges.targets] = np.logical_or.reduceat(over, edges.target_start)
 
 
 @dataclass(frozen=True, eq=False)

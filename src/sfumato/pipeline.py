@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
@@ -481,11 +482,16 @@ class DiffusionLM:
         if grammar is None:
             return None
         return grammar.over(
-            token_bytes(self.tokenizer, self.model.config.vocab_size),
+            self._words,
             never={*never, *options.suppress},
             end=self.special.eos,
             after=self.reader.ends if options.layout == "padded" else None,
         )
+
+    @cached_property
+    def _words(self) -> tuple[bytes | None, ...]:
+        """The bytes of each token, as grammars know it."""
+        return tuple(token_bytes(self.tokenizer, self.model.config.vocab_size))
 
     def _read(self, source: str, rows: int) -> Denoiser:
         """The denoiser of so many rows that has read a source, if there is one."""
