@@ -60,6 +60,7 @@ GOOD = {
     "json_schema": optional(lambda v: text(v) or isinstance(v, dict) or flag(v)),
     "choices": optional(several(text)),
     "grammar_states": whole(1),
+    "particles": whole(1, 4096),
     "stop": lambda v: STOP(v) or (isinstance(v, str) and v != ""),
     "seed": optional(whole(0, 2**63 - 1)),
     "precision": either("auto", "fp32", "bf16"),

@@ -90,6 +90,7 @@ def test_all_options_reach_the_model(run, folder):
         "json_schema": None,
         "choices": None,
         "grammar_states": 25000,
+        "particles": 1,
         "stop": [],
         "precision": "bf16",
         "torch_compile": False,

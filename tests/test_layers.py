@@ -22,7 +22,7 @@ denoisers guidance readers approximate
 objectives continuous steps revising published constrained
 generate blockwise growing likelihood retrace testing
 rules options hub calibrated folders pages finite given gaps fills candidates
-conditions stops scores describe pipeline pipeline_hf conditional
+conditions particles stops scores describe pipeline pipeline_hf conditional
 evals
 train export serve
 doctor model_doctor data_doctor cli __main__

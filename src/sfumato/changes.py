@@ -46,6 +46,7 @@ class Changes(TypedDict, total=False):
     json_schema: Mapping[str, Any] | bool | str | None
     choices: Sequence[str] | None
     grammar_states: int
+    particles: int
     stop: str | Sequence[str]
     seed: int | None
     precision: Literal["auto", "fp32", "bf16"]

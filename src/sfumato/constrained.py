@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sfumato.errors import ConfigError
 from sfumato.grammar import NOWHERE, Automaton, Bools, Ints
-from sfumato.lattice import FLOOR, TINY, Chains, Floats, worth
+from sfumato.lattice import FLOOR, TINY, Beliefs, Chains, Floats, worth
 from sfumato.logits import draw_tokens, most_likely
 from sfumato.rng import Rng
 from sfumato.types import Canvas, Sharp, Step
@@ -105,6 +105,13 @@ class Constrained:
             return getattr(self.step, name)
         raise AttributeError(f"'Constrained' object has no attribute {name!r}")
 
+    @cached_property
+    def by_row(self) -> dict[int, list[Span]]:
+        found: dict[int, list[Span]] = {}
+        for span in self.spans:
+            found.setdefault(span.row, []).append(span)
+        return found
+
     def within(
         self, page: Canvas, rows: Sequence[int], starts: Sequence[int], width: int
     ) -> "Constrained":
@@ -112,9 +119,9 @@ class Constrained:
         of a span before them are decided."""
         found, states, goals, rest = [], [], [], []
         for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            for span in self.spans:
+            for span in self.by_row.get(row, ()):
                 low, high = max(span.begin, start), min(span.end, start + width)
-                if span.row == row and low < high:
+                if low < high:
                     found.append((number, low - start, high - start))
                     written = page.tokens[row, span.begin : low].tolist()
                     states.append(self.automaton.after(span.state, written))
@@ -151,20 +158,40 @@ class Constrained:
             whole = self.within(canvas, range(count), [0] * count, width)
             assert whole.block is not None, "noisy positions, but no span"
             return whole(canvas, where, logits, sharp, t, s, rng)
-        if self.block is not None and bool(where.any()):
-            draw = _Draw(self.automaton, self.block, canvas, where)
-            logits, tokens = draw.of(logits, sharp, rng)
-            if draw.rest.any():
-                canvas = replace(canvas, memory={**canvas.memory, _SEEN: draw.seen})
-            picked = own[where]
-            logits, tokens = logits[picked], tokens[own]
-            only = torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-            sharp = Sharp(only, own, canvas)
-        return self.step(canvas, own, logits, sharp, t, s, rng)
+        if self.block is None or not bool(where.any()):
+            return self.step(canvas, own, logits, sharp, t, s, rng)
+        draw = self.draw(canvas, where)
+        return self.commit(draw, draw.of(logits, sharp, rng), t, s, rng)
+
+    def draw(self, canvas: Canvas, where: Tensor) -> "Draw":
+        assert self.block is not None, "placed by the loop"
+        return Draw(self.automaton, self.block, canvas, where)
+
+    def commit(self, draw: "Draw", drawn: "Drawn", t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        """The canvas with tokens of the text that was drawn, where the rule wants them."""
+        canvas, where = draw.canvas, draw.where
+        own = self.step.wanted(canvas, t, s, rng)
+        if draw.rest.any():
+            canvas = replace(canvas, memory={**canvas.memory, _SEEN: draw.seen})
+        logits, tokens = drawn.judged[own[where]], drawn.tokens[own]
+        only = torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+        return self.step(canvas, own, logits, Sharp(only, own, canvas), t, s, rng)
 
 
 @dataclass(frozen=True, eq=False)
-class _Draw:
+class Drawn:
+    """A text of the grammar for every row, and the law it was drawn by."""
+
+    judged: Tensor  # [N, V] logits given the grammar, by which rules judge
+    tokens: Tensor  # [B, W]
+    live: Tensor  # [N, M] logits that it was drawn by
+    ways: Ints  # [K, n] the set of each of its tokens
+    ending: Floats  # [K, n]
+    beliefs: Beliefs
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
     """One step's arithmetic between logits [N, V] at `where` and chains [K, n]."""
 
     automaton: Automaton
@@ -204,8 +231,7 @@ class _Draw:
     def rest(self) -> Ints:
         return self.block.rest[self.rows]
 
-    def of(self, logits: Tensor, sharp: Sharp, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Logits given the grammar [N, V], by which rules judge, and a text of it [B, W]."""
+    def of(self, logits: Tensor, sharp: Sharp, rng: Rng) -> Drawn:
         plain, alive = self.live(logits), self.alive(logits)
         classes = self.by_class(plain)
         mass = self.filled(classes, 0.0, 1.0)
@@ -219,7 +245,8 @@ class _Draw:
         if sharp.greedy:
             after = np.where(self.open, np.log(alive), np.nan)
             best = chains.likeliest(self.scores(plain), after)
-            return judged, self.written(most_likely, plain, best)
+            tokens = self.written(most_likely, plain, best)
+            return Drawn(judged, tokens, plain, best, ending, beliefs)
         drawn = plain
         if sharp.filters:
             # they change the law given the grammar: a nucleus may hold an end that is rare without
@@ -232,7 +259,14 @@ class _Draw:
         rows, places = self.at
         ways = beliefs.draw(u[rows, 0, places])
         again = self.tensor(u[rows, 1, places][self.open])
-        return judged, self.written(lambda part: draw_tokens(part, again), drawn, ways)
+        tokens = self.written(lambda part: draw_tokens(part, again), drawn, ways)
+        return Drawn(judged, tokens, drawn, ways, ending, beliefs)
+
+    def believe(self, live: Tensor, ending: Floats, like: Beliefs | None) -> Beliefs:
+        """The sums over all texts that are left, by logits [N, M]; `like`: of those before."""
+        mass = self.filled(self.by_class(live), 0.0, 1.0)
+        chains = self.chains if like is None else like.chains
+        return chains.believe(mass, np.where(self.open, ending, 1.0), like)
 
     def alive(self, logits: Tensor) -> Floats:
         """[K, n] the weight of all tokens that may stand before an end, in the grammar or not."""

@@ -165,7 +165,7 @@ def draw_texts(
     steps = task.options.num_steps
     if steps is not None and steps > int(noisy.sum(1).max()):
         steps = None  # not more than there are tokens
-    options = replace(task.options, num_steps=steps)
+    options = replace(task.options, num_steps=steps, particles=1)
     filters = (*_plain(task.filters), Written(written))
     return replace(task, options=options, canvas=canvas, step=rule, filters=filters)
 

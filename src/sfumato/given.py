@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.data.tokenizer import SpecialIds, encode
+from sfumato.data.tokenizer import SpecialIds, encode, token_bytes
 from sfumato.errors import ConfigError, DataError
+from sfumato.grammar import Automaton
+from sfumato.options import GenerationOptions
 from sfumato.pages import Part, Reader
 
 if TYPE_CHECKING:
@@ -51,6 +53,26 @@ class Given:
         alone. Within a grammar it is shown with the given text all the same: new text is a match.
         """
         return text[:-1] if text.endswith(" ") and bool(self.spaced.any()) else text
+
+    @cached_property
+    def words(self) -> tuple[bytes | None, ...]:
+        """The bytes of each token, by which a grammar knows it."""
+        return tuple(token_bytes(self.tokenizer, self.vocab_size))
+
+    def automaton(self, options: GenerationOptions, never: frozenset[int]) -> Automaton | None:
+        """Of the grammar, if there is one.
+
+        Behind the end of a text comes padding, where the model has learnt it, or anything.
+        """
+        grammar = options.grammar()
+        if grammar is None:
+            return None
+        return grammar.over(
+            self.words,
+            never={*never, *options.suppress},
+            end=self.special.eos,
+            after=self.reader.ends if options.layout == "padded" else None,
+        )
 
     @cached_property
     def spaced(self) -> Tensor:

@@ -202,6 +202,10 @@ class Beliefs:
     back: list[Floats]  # n + 1 of [K, Q], the largest of each row 1
     scales: list[Floats]  # n of [K, 1], what they were divided by
 
+    def nats(self) -> Floats:
+        """[K] the logarithm of the mass of all texts, the largest worth of a state being 1."""
+        return np.log(np.concatenate(self.scales, axis=1)).sum(1)
+
     def ratios(self) -> Floats:
         """[K, n, C]: times a token's own probability, its probability given the grammar."""
         chains, ahead = self.chains, self.chains._first()

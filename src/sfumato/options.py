@@ -48,6 +48,7 @@ Stops = Annotated[
 ]
 Layout = Literal["packed", "padded"]
 Guidance = Annotated[float, Field(ge=0, le=1e4)]
+Many = Annotated[int, Field(ge=1, le=4096)]
 Schema = Annotated[
     Mapping[str, Any] | bool | str, Field(title="a JSON schema, as a mapping or as text")
 ]
@@ -82,6 +83,7 @@ class GenerationOptions:
     json_schema: Schema | None = None  # ... is JSON that is valid under it
     choices: tuple[str, ...] | None = None  # ... is one of these
     grammar_states: Count = BUDGET.states  # that any of them may need, at most
+    particles: Many = 1  # canvases that each text of a grammar is written on, to weigh them
     stop: Stops = ()  # strings; a text is cut before the first one that is written
     seed: Seed | None = None  # None: another text every time
     precision: Precision = "auto"  # of the network: or what the device multiplies fastest

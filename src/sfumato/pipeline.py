@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
@@ -36,7 +35,7 @@ from sfumato.conditions import (
 )
 from sfumato.constrained import constrain
 from sfumato.corruption import corruption_from
-from sfumato.data.tokenizer import special_ids, token_bytes, write_tokenizer
+from sfumato.data.tokenizer import special_ids, write_tokenizer
 from sfumato.denoisers import Cached, Full, autoregressive
 from sfumato.describe import describe
 from sfumato.devices import find_device, weights_dtype
@@ -55,6 +54,7 @@ from sfumato.models.encoder_decoder import EncoderDecoder
 from sfumato.models.packed import Network
 from sfumato.options import GenerationOptions, write_generation_config
 from sfumato.pages import NOISE, Generation, Page, Part, Reader, Task, left_padded, spans, template
+from sfumato.particles import check_particles, written
 from sfumato.publish import published
 from sfumato.readers import Cached as BlockReader
 from sfumato.rng import Rng
@@ -311,7 +311,7 @@ class DiffusionLM:
         # a text may end, and contains no other special token
         never = self.never - self.reader.ends
         spaced = [[r[1].start] * (p != s) for p, s, r in zip(prompts, stems, rows, strict=True)]
-        automaton = self._automaton(options, never)
+        automaton = self.given.automaton(options, never)
         task = self._task(options, rows, tokens, fixed, spaced, never, filters, sources, automaton)
         if left is not None and hidden is not None and left.shape[1]:
             task = replace(task, left=left.to(self.device), hidden=hidden.to(self.device))
@@ -343,7 +343,7 @@ class DiffusionLM:
         lengths = [one.count + wanted.low * one.gaps for one in gapped]
         longest, canvas = max(lengths), options.canvas or 0
         check_gaps_fit(lengths, canvas, padded)
-        automaton = self._automaton(options, self.never)
+        automaton = self.given.automaton(options, self.never)
         with self.inference():
             chosen = gap_lengths(
                 gapped,
@@ -373,17 +373,19 @@ class DiffusionLM:
         page, watch = Page.blank(task), Watch(task, self.reader)
         yield page
         with self.inference():
-            for canvas in self._canvases(self._decided(task)):
+            for canvas in self._written(task):
                 page = page.after(canvas)
                 yield page
                 if watch.done(page):
                     return
 
-    def _decided(self, task: Task) -> Task:
-        """With its texts drawn, where a grammar has so few that each can be scored."""
+    def _written(self, task: Task) -> Iterator[Canvas]:
+        """Where a grammar has so few texts that each can be scored, with its texts drawn."""
         finite = Finite.of(task, self.corruption, self.encode, self.special)
         cut = self.autoregressive or not (task.options.lookahead or self.block_size)
-        return task if finite is None else draw_texts(task, finite, self._canvases, cut=cut)
+        task = task if finite is None else draw_texts(task, finite, self._canvases, cut=cut)
+        block = task.options.block or self.block_size or task.canvas.tokens.shape[1]
+        return written(task, self._canvases, block < task.canvas.tokens.shape[1])
 
     def _canvases(self, task: Task) -> Iterator[Canvas]:
         options, written = task.options, (task.canvas, task.step, task.rng)
@@ -471,27 +473,8 @@ class DiffusionLM:
         reads = isinstance(self.model, EncoderDecoder)
         positions = None if reads else self.model.config.max_position_embeddings
         check_conditions(task, self.autoregressive, bool(self.block_size), positions)
+        check_particles(task)
         return task
-
-    def _automaton(self, options: GenerationOptions, never: frozenset[int]) -> Automaton | None:
-        """Of the grammar, if there is one.
-
-        Behind the end of a text comes padding, where the model has learnt it, or anything.
-        """
-        grammar = options.grammar()
-        if grammar is None:
-            return None
-        return grammar.over(
-            self._words,
-            never={*never, *options.suppress},
-            end=self.special.eos,
-            after=self.reader.ends if options.layout == "padded" else None,
-        )
-
-    @cached_property
-    def _words(self) -> tuple[bytes | None, ...]:
-        """The bytes of each token, as grammars know it."""
-        return tuple(token_bytes(self.tokenizer, self.model.config.vocab_size))
 
     def _read(self, source: str, rows: int) -> Denoiser:
         """The denoiser of so many rows that has read a source, if there is one."""

@@ -97,6 +97,9 @@ class Writing:
     grammar_states: Annotated[
         int | None, typer.Option(help="States that any of these may need; more take more time.")
     ] = None
+    particles: Annotated[
+        int | None, typer.Option(help="Canvases a text of a grammar: weighed, one is drawn.")
+    ] = None
 
     def changes(self) -> dict[str, Any]:
         """Those that were given, as `GenerationOptions` have them."""
