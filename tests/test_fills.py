@@ -10,11 +10,13 @@ from tiny_lm import tiny_lm
 from typer.testing import CliRunner
 
 from sfumato import fills as fills_module
+from sfumato.candidates import fill_log_probs
 from sfumato.cli import app
 from sfumato.errors import ConfigError
 from sfumato.fills import Filling, Layout, best_fills
 from sfumato.filters import Suppress
 from sfumato.gaps import law_at
+from sfumato.pages import Page
 from sfumato.rng import Rng
 
 NEVER = Suppress((END, PAD, HIDDEN))
@@ -129,6 +131,45 @@ def test_candidates_of_several_texts_and_lengths_add_up_to_at_most_one(lm):
     assert made.as_dict()["log_probs"] == made.log_probs
 
 
+def test_what_was_written_has_the_log_probability_that_it_has_as_a_candidate(lm):
+    best = lm.infill(TEXT, gap_length=1, candidates=300)
+    assert set(best.searched) == {"all"}
+    known = dict(zip(best.tokens, best.log_probs, strict=True))
+    made = lm.infill(TEXT, gap_length=1, num_samples=6, seed=1, log_probs=True)
+    assert len(set(made.tokens)) > 1
+    found = [known[tokens] for tokens in made.tokens if tokens in known]
+    assert len(found) >= 3
+    told = dict(zip(made.tokens, made.log_probs, strict=True))
+    assert [told[tokens] for tokens in made.tokens if tokens in known] == pytest.approx(found)
+    assert lm.infill(TEXT, gap_length=1, seed=1).log_probs == ()
+
+
+def test_log_probabilities_of_what_was_written_add_up_token_by_token(lm):
+    texts = ["The ____ met a ____.", "A ____ b"]
+    made = lm.infill(texts, gap_length=2, seed=3, log_probs=True)
+    for row, text in enumerate(texts):
+        alone = lm.infill(text, gap_length=2, seed=3, log_probs=True) if row == 0 else None
+        assert alone is None or alone.log_probs[0] == pytest.approx(made.log_probs[0])
+        task = lm.start_infill(text, gap_length=2)
+        tokens, shown, nats = task.canvas.tokens, task.canvas.fixed, 0.0
+        for place, token in zip(
+            (~shown[0]).nonzero()[:, 0].tolist(), made.tokens[row], strict=True
+        ):
+            here = torch.zeros_like(shown)
+            here[0, place] = True
+            law = law_at(lm.denoiser, lm.corruption, tokens, shown, here, task.filters)
+            nats += law[0, token].item()
+            tokens, shown = tokens.clone(), shown | here
+            tokens[0, place] = token
+        assert made.log_probs[row] == pytest.approx(nats, abs=1e-5)
+
+
+def test_a_page_with_noise_has_no_log_probability_yet(lm):
+    task = lm.start_infill(TEXT, gap_length=2)
+    with pytest.raises(ConfigError, match="finished pages"):
+        fill_log_probs(lm, Page.blank(task))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -156,3 +197,18 @@ def test_the_command_line_prints_them_with_their_log_probability(lm, tmp_path):
     assert told["searched"] == ["all"] * 3
     done = CliRunner().invoke(app, ["generate", "A", "--candidates", "3"])
     assert done.exit_code != 0
+
+
+def test_the_command_line_tells_the_log_probability_of_what_it_wrote(lm, tmp_path):
+    lm.save(tmp_path)
+    words = ["generate", "--infill", TEXT, "--gap-length", "1", "--model", str(tmp_path)]
+    made = lm.infill(TEXT, gap_length=1, seed=1, log_probs=True)
+    done = CliRunner().invoke(app, [*words, "--seed", "1", "--log-probs"])
+    assert f"given their lengths: {made.log_probs[0]:.3f}" in done.stderr
+    told = json.loads(
+        CliRunner().invoke(app, [*words, "--seed", "1", "--log-probs", "--json"]).stdout
+    )
+    assert told["log_probs"] == pytest.approx(made.log_probs)
+    for wrong in (["generate", "a", "--log-probs"], [*words, "--candidates", "2", "--log-probs"]):
+        with pytest.raises(ConfigError, match="--log-probs is for --infill"):
+            CliRunner().invoke(app, wrong, catch_exceptions=False)

@@ -1,4 +1,5 @@
-"""The best distinct ways to fill the gaps of a text, each with its log-probability.
+"""The best distinct ways to fill the gaps of a text, each with its log-probability; and that of
+fills that were written.
 
 From a request to `fills.best_fills`, and from what that finds to text.
 """
@@ -13,8 +14,8 @@ import torch
 from sfumato.arguments import COUNT
 from sfumato.errors import ConfigError
 from sfumato.fills import Fill, Filling, Layout, best_fills
-from sfumato.filters import Suppress
-from sfumato.gaps import GapLength, Ways, judge
+from sfumato.filters import Allowed, Suppress
+from sfumato.gaps import GapLength, Ways, judge, log_probability
 from sfumato.given import Gapped
 from sfumato.pages import Generation, Page, Task, template
 from sfumato.types import Canvas, Filter
@@ -65,6 +66,27 @@ def candidates(
     }
     nats = tuple(value for _, values in made for value in values)
     return replace(parts[0], **together, log_probs=nats, searched=tuple(searched))
+
+
+def fill_log_probs(
+    lm: "DiffusionLM", page: Page, filters: Sequence[Filter] = ()
+) -> tuple[float, ...]:
+    """log p of the fills of each row of a finished page, in nats: by the law of `candidates`, given
+    how long the gaps are. A forward for each token that was written."""
+    task, canvas = page.task, page.canvas
+    if bool(canvas.noisy.any()):
+        raise ConfigError("log_probs are those of finished pages, and this one has noise left")
+    denoiser = lm.denoiser
+    if task.source is not None:
+        denoiser = denoiser.conditioned(task.source)
+    spaced = (each for each in task.filters if isinstance(each, Allowed))
+    own = (*spaced, Suppress((*sorted(lm.never), *task.options.suppress)))
+    shown = task.canvas.fixed
+    with lm.inference():
+        nats = log_probability(
+            denoiser, lm.corruption, canvas.tokens, shown, ~shown, filters=(*own, *filters)
+        )
+    return tuple(nats.tolist())
 
 
 class _Text:

@@ -95,7 +95,7 @@ class Generation:
     num_steps: int  # steps taken
     tokens_per_step: float  # new positions decided a step, mean over rows
     options: GenerationOptions  # these make the same texts again
-    log_probs: tuple[float, ...] = ()  # of candidates: log p of each row's fills
+    log_probs: tuple[float, ...] = ()  # log p of each row's fills, where it was asked for
     searched: tuple[str, ...] = ()  # ... the best of "all" fills, or of those that were "drawn"
 
     @property

@@ -21,6 +21,7 @@ from sfumato.arguments import FLAG, Kind
 from sfumato.blockwise import generate_blocks
 from sfumato.calibrated import Calibration
 from sfumato.candidates import candidates as find_candidates
+from sfumato.candidates import fill_log_probs
 from sfumato.changes import Changes
 from sfumato.conditions import (
     Texts,
@@ -225,6 +226,7 @@ class DiffusionLM:
         gap_length: int | str | tuple[int, int] = 16,
         num_samples: int = 1,
         candidates: int | None = None,
+        log_probs: bool = False,
         filters: Sequence[Filter] = (),
         **changes: Unpack[Changes],
     ) -> Generation:
@@ -232,14 +234,18 @@ class DiffusionLM:
 
         Every gap gets `gap_length` tokens; of a range, as (2, 12), or of "auto", from 1 to 16, the
         model chooses a number for each gap (`sfumato.gaps`). With `candidates`, so many of the
-        likeliest different fills, best first, with their log-probabilities (`sfumato.fills`).
+        likeliest different fills, best first, with their log-probabilities (`sfumato.fills`); with
+        `log_probs`, those of the fills that were written, given their lengths.
         """
         if candidates is not None:
             asked = (*repeated(text, source, num_samples), candidates, gap_length, filters, changes)
             return find_candidates(self, *asked)
         asked = {"source": source, "gap_length": gap_length, "num_samples": num_samples}
+        told = FLAG.check("log_probs", log_probs)
         task = self.start_infill(text, **asked, filters=filters, **changes)
-        return self.finish(Page.last(self.run(task)))
+        last = Page.last(self.run(task))
+        nats = fill_log_probs(self, last, filters) if told else ()
+        return replace(self.finish(last), log_probs=nats)
 
     def show(self, page: Page, row: int = 0, noise: str = NOISE) -> str:
         """A page as text, given text included, with `noise` where nothing is decided yet."""

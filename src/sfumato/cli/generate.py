@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,6 +56,9 @@ def generate(
     candidates: Annotated[
         int | None, typer.Option(help="Of --infill: so many of the likeliest fills, with log p.")
     ] = None,
+    log_probs: Annotated[
+        bool, typer.Option("--log-probs", help="Of --infill: also log p of what is written.")
+    ] = False,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Texts to write.")] = 1,
     writing: Writing,
     showing: Showing,
@@ -62,7 +66,7 @@ def generate(
 ) -> None:
     """Write text, live in the terminal as it emerges from noise."""
     changes = writing.changes()
-    _check(prompt, infill, gap_length, candidates, num_samples, showing)
+    _check(prompt, infill, gap_length, candidates, log_probs, num_samples, showing)
     text, source = read_texts(prompt if infill is None else infill, source)
     whole = infill is not None or writing.grow is not None  # needs full attention
     name = model or (STORIES_INFILL if whole else STORIES)
@@ -81,7 +85,7 @@ def generate(
     request["filters"] = () if recorder is None else (recorder,)
     begin = time.perf_counter()
     start = lm.start if infill is None else partial(lm.start_infill, **gaps)
-    _write(lm, name, start(text, **request), showing, recorder, begin)
+    _write(lm, name, start(text, **request), showing, recorder, begin, log_probs)
 
 
 def _check(
@@ -89,6 +93,7 @@ def _check(
     infill: str | None,
     gap_length: str | None,
     candidates: int | None,
+    log_probs: bool,
     num_samples: int,
     showing: Showing,
 ) -> None:
@@ -99,6 +104,8 @@ def _check(
         raise ConfigError("--gap-length is for --infill; the length of a new text is --length")
     if infill is None and candidates is not None:
         raise ConfigError("--candidates are for --infill; give it a text with a gap")
+    if log_probs and (infill is None or candidates is not None):
+        raise ConfigError("--log-probs is for --infill, whose --candidates have theirs anyway")
     stepwise = num_samples != 1 or showing.trajectory is not None or showing.html is not None
     if candidates is not None and stepwise:
         raise ConfigError(
@@ -116,8 +123,11 @@ def _write(
     showing: Showing,
     recorder: "Recorder | None",
     begin: float,
+    log_probs: bool,
 ) -> None:
     """Write a task, and show it as it is wanted."""
+    from sfumato.candidates import fill_log_probs
+
     screen = open_console()
     coloured = showing.live and not showing.as_json and is_drawable(screen)
     pages = lm.run(task)
@@ -132,13 +142,18 @@ def _write(
         pages = watch(lm.reader, pages, screen)
     last, interrupted = _last(pages)
     seconds = time.perf_counter() - begin
+    result = lm.finish(last)
+    if log_probs and not interrupted:
+        result = replace(result, log_probs=fill_log_probs(lm, last))
     if showing.as_json:
         facts = {"model": name, "seconds": round(seconds, 3), "interrupted": interrupted}
-        typer.echo(json.dumps(facts | lm.finish(last).as_dict(), ensure_ascii=False))
+        typer.echo(json.dumps(facts | result.as_dict(), ensure_ascii=False))
     else:
         _print_texts(lm, last, screen if coloured else None)
-        result = lm.finish(last)
         tell(_told(result, last, seconds, interrupted), "dim")
+        if result.log_probs:
+            nats = ", ".join(f"{each:.3f}" for each in result.log_probs)
+            tell(f"log p of the fills, given their lengths: {nats}")
         cut = result.finish_reasons.count("canvas")
         if cut:
             tell(_cut(cut, len(result.texts), lm.block_size is not None))
