@@ -126,7 +126,15 @@ def calibrated(folder: Path) -> tuple[bool, bool]:
 
 def interrupt_calibration(server: Server, root: Path, kind: str, every: int) -> None:
     tiny_lm().save(root / "before")
-    (root / "before" / "calibration.json").write_text("{}")
+    old = {
+        "settings": {
+            "options": {"tolerance": 0.1},
+            "generation": {"canvas": None, "lookahead": True},
+        },
+        "models": {"model": {"sha256": "1" * 64}},
+        "results": {"chosen": None, "settings": []},
+    }
+    (root / "before" / "calibration.json").write_text(json.dumps(old))
     shutil.copytree(root / "before", root / "out")
     whole = server.trial("calibrate", root)
     assert whole.ended == "done", whole.told

@@ -254,5 +254,4 @@ def test_how_a_tokenizer_was_loaded_is_not_kept(tokenizer, tmp_path):
     save_tokenizer(load_tokenizer(tmp_path / "first"), tmp_path / "second")
     names = ("first", "second")
     kept = [json.loads((tmp_path / n / "tokenizer_config.json").read_text()) for n in names]
-    assert kept[0] == kept[1]
     assert not {"is_local", "local_files_only"} & set(kept[1])

@@ -56,7 +56,14 @@ def pairs(root: Path) -> None:
 def calibrate(root: Path) -> None:
     """What the command writes into a model's folder, whatever was measured."""
     setting = {"step": "threshold", "step_options": {"level": 0.75}, "num_steps": None}
-    made = {"results": {"chosen": 0, "settings": [{"setting": setting}]}}
+    made = {
+        "settings": {
+            "options": {"tolerance": 0.05},
+            "generation": {"canvas": None, "lookahead": True},
+        },
+        "models": {"model": {"sha256": "0" * 64}},
+        "results": {"chosen": 0, "settings": [{"setting": setting | {"block": None}}]},
+    }
     sfumato.evals.calibrate.calibrate = lambda *args, **options: made
     words = ["calibrate", str(root / "out"), "texts.jsonl", "--no-plot", "--json"]
     app(words, standalone_mode=False)
