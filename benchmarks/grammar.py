@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from racing import REGEX, SCHEMA
 
 from sfumato.constrained import Span, constrain
 from sfumato.data.tokenizer import token_bytes
@@ -34,21 +35,10 @@ from sfumato.schedules import Linear
 from sfumato.steps import LeftToRight
 
 ROUNDS, STEPS = 5, 32
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 20},
-        "age": {"type": "integer"},
-        "likes": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
-        "kind": {"enum": ["cat", "dog"]},
-        "weight": {"type": ["number", "null"]},
-    },
-    "required": ["name", "age"],
-}
 GRAMMARS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     "choices": {"choices": ["yes", "no", "perhaps"]},
-    "regex": {"regex": r"([A-Z][a-z]+ (and [A-Z][a-z]+ )?went home\. ?)+"},
+    "regex": {"regex": REGEX},
     "JSON schema": {"json_schema": SCHEMA},
 }
 

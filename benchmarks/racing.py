@@ -37,6 +37,19 @@ ONE_THREAD = {
     "HF_HUB_OFFLINE": "1",
 }
 
+REGEX = r"([A-Z][a-z]+ (and [A-Z][a-z]+ )?went home\. ?)+"
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer"},
+        "likes": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+        "kind": {"enum": ["cat", "dog"]},
+        "weight": {"type": ["number", "null"]},
+    },
+    "required": ["name", "age"],
+}
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -19,22 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from racing import ONE_THREAD
+from racing import ONE_THREAD, REGEX, SCHEMA
 
 PROMPT = "Once upon a time"
 LAW = {"temperature": 1.0, "top_p": None}
 IN_GRAMMAR = {"length": 64, "num_steps": 32, "step": "remask_cap", "block": None}
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 20},
-        "age": {"type": "integer"},
-        "likes": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
-        "kind": {"enum": ["cat", "dog"]},
-        "weight": {"type": ["number", "null"]},
-    },
-    "required": ["name", "age"],
-}
 
 
 def cases(checkout: Path, folder: Path) -> dict[str, Callable[[], int]]:
@@ -56,9 +45,7 @@ def cases(checkout: Path, folder: Path) -> dict[str, Callable[[], int]]:
         "8 texts": write(lm, [PROMPT] * 8, length=32),
         "whole canvas": write(whole, length=48, num_steps=24),
         "no grammar": write(whole, **IN_GRAMMAR),
-        "regex": write(
-            whole, regex=r"([A-Z][a-z]+ (and [A-Z][a-z]+ )?went home\. ?)+", **IN_GRAMMAR
-        ),
+        "regex": write(whole, regex=REGEX, **IN_GRAMMAR),
         "JSON schema": write(whole, json_schema=SCHEMA, **IN_GRAMMAR),
         "score": lambda: len(lm.score(PROMPT, num_samples=4, seed=0)) and 4,
         **training(checkout, folder),

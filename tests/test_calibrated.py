@@ -254,7 +254,7 @@ def test_the_model_that_is_saved_over_another_does_not_take_its_record(folder, c
 )
 def test_a_damaged_record_is_a_typed_error(folder, damage):
     (folder / RECORD).write_text(damage)
-    with pytest.raises(CheckpointError, match="calibrate the model again, or delete the file"):
+    with pytest.raises(CheckpointError, match="delete the file, and calibrate the model again"):
         DiffusionLM.from_pretrained(folder)
 
 

@@ -231,7 +231,7 @@ def test_an_interrupted_text_is_printed_and_leaves_its_trajectory(run, folder, t
     else:
         assert out == pages[-1]["texts"][0] + "\n"
         left = pages[-1]["decided"][0].count(-1)
-        assert err.startswith(f"interrupted, {left} tokens were left to decide: {len(pages) - 1} s")
+        assert err.startswith(f"interrupted, {left} tokens left to decide: {len(pages) - 1} s")
 
 
 def test_text_may_come_from_standard_input(run, folder, monkeypatch):

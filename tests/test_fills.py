@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from test_conditions import conditional
 from test_gaps import CASES, CORRUPTION, END, HIDDEN, LAWS, LENGTH, PAD, judged
 from tiny_lm import tiny_lm
 from typer.testing import CliRunner
@@ -164,6 +165,21 @@ def test_log_probabilities_of_what_was_written_add_up_token_by_token(lm):
         assert made.log_probs[row] == pytest.approx(nats, abs=1e-5)
 
 
+def test_the_source_of_a_fill_has_a_say_in_its_log_probability():
+    lm = conditional().lm
+    known = []
+    for source in ("A red ball.", "The cat sat."):
+        best = lm.infill(TEXT, source=source, gap_length=1, candidates=4)
+        made = lm.infill(TEXT, source=source, gap_length=1, seed=1, num_samples=9, log_probs=True)
+        told = dict(zip(made.tokens, made.log_probs, strict=True))
+        both = set(told) & set(best.tokens)
+        assert both
+        for tokens, nats in zip(best.tokens, best.log_probs, strict=True):
+            assert tokens not in both or told[tokens] == pytest.approx(nats, abs=1e-5)
+        known.append(best.log_probs)
+    assert known[0] != known[1]
+
+
 def test_a_page_with_noise_has_no_log_probability_yet(lm):
     task = lm.start_infill(TEXT, gap_length=2)
     with pytest.raises(ConfigError, match="finished pages"):
@@ -209,6 +225,5 @@ def test_the_command_line_tells_the_log_probability_of_what_it_wrote(lm, tmp_pat
         CliRunner().invoke(app, [*words, "--seed", "1", "--log-probs", "--json"]).stdout
     )
     assert told["log_probs"] == pytest.approx(made.log_probs)
-    for wrong in (["generate", "a", "--log-probs"], [*words, "--candidates", "2", "--log-probs"]):
-        with pytest.raises(ConfigError, match="--log-probs is for --infill"):
-            CliRunner().invoke(app, wrong, catch_exceptions=False)
+    with pytest.raises(ConfigError, match="--log-probs is for --infill"):
+        CliRunner().invoke(app, ["generate", "a", "--log-probs"], catch_exceptions=False)

@@ -239,3 +239,16 @@ def test_no_library_speaks_on_the_command_line(taught_folder, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "[transformers]" not in done.stderr
         assert "Loading weights" not in done.stderr
+
+
+def test_bars_of_tqdm_do_not_show_on_the_command_line():
+    code = (
+        "from typer.testing import CliRunner\nfrom sfumato.cli import app\n"
+        "CliRunner().invoke(app, ['doctor', 'nowhere'])\n"
+        "import tqdm\nlist(tqdm.tqdm(range(3)))"
+    )
+    assert run(code, TQDM_DISABLE="").stderr.count("it/s") == 1  # a user's own word counts
+    command = [sys.executable, "-c", code]
+    env = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert "it/s" not in done.stderr

@@ -1,12 +1,12 @@
 """What the pages say is so: the README's Python prints what it shows, every command is one."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import typer.main
+from scripts import load_script
 
 from sfumato.cli import app
 from sfumato.train import load_run
@@ -35,12 +35,7 @@ SHOWN = [(page.relative_to(ROOT), words) for page in PAGES for words in commands
 
 def readme_output():
     """The script that writes the output into the README."""
-    spec = importlib.util.spec_from_file_location("readme_output", ROOT / "docs/readme_output.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return load_script(ROOT / "docs/readme_output.py")
 
 
 def test_the_python_of_the_readme_prints_what_it_shows(tmp_path):

@@ -1,11 +1,11 @@
 """The recipes of the shipped models: their run files, and which stories they learn from."""
 
-import importlib.util
 import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 from tiny_lm import SENTENCES
 
 from sfumato.errors import DataError
@@ -16,12 +16,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 @pytest.fixture(scope="module")
 def shipping():
-    spec = importlib.util.spec_from_file_location("ship_stories", RECIPES / "ship_stories.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(RECIPES / "ship_stories.py")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.name)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RECORD = "calibration.json"
-REMEDY = Remedy(CheckpointError, "calibrate the model again, or delete the file")
+REMEDY = Remedy(CheckpointError, "delete the file, and calibrate the model again")
 NUMBER, COUNT = (int, float), (int, type(None))
 SHAPE = {
     "settings": {

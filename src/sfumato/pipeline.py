@@ -237,11 +237,11 @@ class DiffusionLM:
         likeliest different fills, best first, with their log-probabilities (`sfumato.fills`); with
         `log_probs`, those of the fills that were written, given their lengths.
         """
+        told = FLAG.check("log_probs", log_probs)  # candidates have theirs anyway
         if candidates is not None:
             asked = (*repeated(text, source, num_samples), candidates, gap_length, filters, changes)
             return find_candidates(self, *asked)
         asked = {"source": source, "gap_length": gap_length, "num_samples": num_samples}
-        told = FLAG.check("log_probs", log_probs)
         task = self.start_infill(text, **asked, filters=filters, **changes)
         last = Page.last(self.run(task))
         nats = fill_log_probs(self, last, filters) if told else ()

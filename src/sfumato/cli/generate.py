@@ -56,9 +56,6 @@ def generate(
     candidates: Annotated[
         int | None, typer.Option(help="Of --infill: so many of the likeliest fills, with log p.")
     ] = None,
-    log_probs: Annotated[
-        bool, typer.Option("--log-probs", help="Of --infill: also log p of what is written.")
-    ] = False,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Texts to write.")] = 1,
     writing: Writing,
     showing: Showing,
@@ -66,7 +63,7 @@ def generate(
 ) -> None:
     """Write text, live in the terminal as it emerges from noise."""
     changes = writing.changes()
-    _check(prompt, infill, gap_length, candidates, log_probs, num_samples, showing)
+    _check(prompt, infill, gap_length, candidates, num_samples, showing)
     text, source = read_texts(prompt if infill is None else infill, source)
     whole = infill is not None or writing.grow is not None  # needs full attention
     name = model or (STORIES_INFILL if whole else STORIES)
@@ -85,7 +82,7 @@ def generate(
     request["filters"] = () if recorder is None else (recorder,)
     begin = time.perf_counter()
     start = lm.start if infill is None else partial(lm.start_infill, **gaps)
-    _write(lm, name, start(text, **request), showing, recorder, begin, log_probs)
+    _write(lm, name, start(text, **request), showing, recorder, begin)
 
 
 def _check(
@@ -93,7 +90,6 @@ def _check(
     infill: str | None,
     gap_length: str | None,
     candidates: int | None,
-    log_probs: bool,
     num_samples: int,
     showing: Showing,
 ) -> None:
@@ -104,8 +100,8 @@ def _check(
         raise ConfigError("--gap-length is for --infill; the length of a new text is --length")
     if infill is None and candidates is not None:
         raise ConfigError("--candidates are for --infill; give it a text with a gap")
-    if log_probs and (infill is None or candidates is not None):
-        raise ConfigError("--log-probs is for --infill, whose --candidates have theirs anyway")
+    if infill is None and showing.log_probs:
+        raise ConfigError("--log-probs is for --infill; the likelihood of a text is lm.score's")
     stepwise = num_samples != 1 or showing.trajectory is not None or showing.html is not None
     if candidates is not None and stepwise:
         raise ConfigError(
@@ -123,7 +119,6 @@ def _write(
     showing: Showing,
     recorder: "Recorder | None",
     begin: float,
-    log_probs: bool,
 ) -> None:
     """Write a task, and show it as it is wanted."""
     from sfumato.candidates import fill_log_probs
@@ -143,7 +138,7 @@ def _write(
     last, interrupted = _last(pages)
     seconds = time.perf_counter() - begin
     result = lm.finish(last)
-    if log_probs and not interrupted:
+    if showing.log_probs and not interrupted:
         result = replace(result, log_probs=fill_log_probs(lm, last))
     if showing.as_json:
         facts = {"model": name, "seconds": round(seconds, 3), "interrupted": interrupted}
@@ -202,11 +197,16 @@ def _print_texts(lm: "DiffusionLM", page: "Page", screen: "Console | None") -> N
 def _told(result: "Generation", page: "Page", seconds: float, interrupted: bool) -> str:
     """What is said of a text below it."""
     count = sum(map(len, result.tokens))
-    told = f"{result.num_steps} steps, {count} tokens, {seconds:.1f} s, seed {result.seed}"
+    steps, tokens = _many(result.num_steps, "step"), _many(count, "token")
+    told = f"{steps}, {tokens}, {seconds:.1f} s, seed {result.seed}"
     if interrupted:
         left = int(page.canvas.noisy.sum())
-        return f"interrupted, {left} tokens were left to decide: {told}"
+        return f"interrupted, {_many(left, 'token')} left to decide: {told}"
     return told
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def _cut(count: int, rows: int, slides: bool) -> str:

@@ -147,4 +147,7 @@ class Showing:
     html: Annotated[
         Path | None, typer.Option(help="Write one page of HTML that shows the text as it emerges.")
     ] = None
+    log_probs: Annotated[
+        bool, typer.Option("--log-probs", help="Of --infill: also log p of what is written.")
+    ] = False
     as_json: JsonOption = False
