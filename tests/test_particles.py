@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from sfumato.generate import blank, generate
 from sfumato.grammar import Grammar
 from sfumato.options import GenerationOptions
 from sfumato.pages import Task
-from sfumato.particles import multiplied, written
+from sfumato.particles import Weighted, multiplied, written
 from sfumato.rng import Rng
 from sfumato.schedules import Linear
 from sfumato.steps import LeftToRight, RandomOrder
+from sfumato.types import Canvas
 
 
 def joint(seed: int):
@@ -96,6 +98,57 @@ def test_a_weight_is_what_the_model_thinks_over_what_was_drawn(seed):
     for text, one in found.items():
         expected = np.log(p[text] / proposed(world, automaton, text, True))
         assert one == pytest.approx(expected, abs=1e-4)
+
+
+def test_canvases_that_are_drawn_anew_stand_for_as_much_as_before():
+    """In the mean over 20,000 rows of the same canvases: each copy of one carries its weight."""
+    rows, count = 20_000, 6
+    nats = torch.tensor([[2.0, 0.0, -1.0, 0.5, -0.5, 1.0], [0.0, 3.0, 0.5, 1.0, -0.5, 0.0]])
+    nats = nats.double().T.repeat(rows, 1)  # [B K, 2]: weights, and what completes a canvas
+    before, rng = nats[:count, 0].exp(), Rng.from_seed(3, rows * count)
+    tokens = torch.arange(count).repeat(rows)[:, None]
+    noisy = torch.ones_like(tokens, dtype=torch.bool)
+    page = Canvas(tokens, noisy, ~noisy, {"seen": tokens.clone()})
+    rule: Any = None  # of which resampling asks nothing
+    weighted = Weighted(rule, count, True, nats.clone())
+    after = weighted.resampled(page, rng)
+    assert torch.equal(after.memory["seen"], after.tokens)
+    assert not torch.equal(after.tokens, tokens)
+    total = torch.zeros(count, dtype=torch.float64)
+    total.index_add_(0, after.tokens[:, 0], weighted.nats[:, 0].exp())
+    assert (total / rows).tolist() == pytest.approx(before.tolist(), rel=0.1)
+    # copies follow the weight with what completes them, and keep that
+    shares = nats[:count].sum(1).softmax(0)
+    copies = torch.bincount(after.tokens[:, 0], minlength=count) / (rows * count)
+    assert copies.tolist() == pytest.approx(shares.tolist(), abs=0.005)
+    assert torch.equal(weighted.nats[:, 1], nats[:count, 1][after.tokens[:, 0]])
+
+
+def test_canvases_stay_where_no_few_have_all_of_the_weight_or_nothing_is_left_to_write():
+    even = torch.tensor([[0.0, 0.1], [0.2, 0.0], [-0.1, 0.0]], dtype=torch.float64)
+    poor = torch.tensor([[9.0, 0.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    nats = torch.cat((even, poor, poor))
+    tokens = torch.arange(9)[:, None]
+    noisy = torch.tensor([True] * 6 + [False] * 3)[:, None]
+    rule: Any = None
+    weighted = Weighted(rule, 3, True, nats.clone())
+    after = weighted.resampled(Canvas(tokens, noisy, ~noisy), Rng.from_seed(0, 9))
+    assert after.tokens[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 6, 7, 8]
+    assert torch.equal(weighted.nats[[0, 1, 2, 6, 7, 8]], nats[[0, 1, 2, 6, 7, 8]])
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_what_completes_a_canvas_is_weighed_by_the_laws_that_the_step_saw(place):
+    world, automaton, _ = joint(1)
+    task = task_of(world, automaton, 20, 2, LeftToRight(Linear()))
+    task, nats = multiplied(task, 2, copies=True)
+    page = list(itertools.islice(run(world)(task), place + 1))[-1]
+    every = [t for t in itertools.product((A, B), repeat=5) if automaton.accepts(0, t)]
+    for text, found in zip(page.tokens.tolist(), nats[:, 1].tolist(), strict=True):
+        laws = marginals(world, text[:place])
+        left = [t for t in every if list(t[: place + 1]) == text[: place + 1]]
+        mass = sum(np.prod([laws[i, t[i]] for i in range(place + 1, 5)]) for t in left)
+        assert found == pytest.approx(np.log(mass), abs=1e-4)
 
 
 @pytest.mark.parametrize("step", [LeftToRight(Linear()), RandomOrder(Linear())], ids=repr)
