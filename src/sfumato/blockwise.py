@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
+from sfumato.filters import divided
 from sfumato.generate import on_page, pasted, placed
 from sfumato.readers import Reader
 from sfumato.rng import Rng
@@ -236,12 +237,10 @@ class _Writer:
         return logits, reader
 
     def _stepped(self, page: Canvas, group: _Group, where: Tensor, logits: Tensor) -> Canvas:
-        wide = [on_page(change, page, group.at) for change in self.filters]
+        plain, sharpening = divided(on_page(each, page, group.at) for each in self.filters)
         if bool(where.any()):
-            for change in wide:
-                if not getattr(change, "sharpens", False):
-                    logits = change(logits, group.part, where)
-        sharpening = tuple(change for change in wide if getattr(change, "sharpens", False))
+            for change in plain:
+                logits = change(logits, group.part, where)
         sharp = Sharp(logits, where, group.part, sharpening)
         return group.step(group.part, where, logits, sharp, group.t, group.s, group.rng)
 

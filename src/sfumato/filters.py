@@ -9,6 +9,7 @@ all would be sure. One that is `blind` reads the logits alone, wherever on a can
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from sfumato.arguments import TokenId, check_fields, shown
 from sfumato.errors import ConfigError
-from sfumato.types import Canvas
+from sfumato.types import Canvas, Filter
 
 WIDTHS = (64, 1024)  # most likely tokens that top-p looks at, before it looks at all
 
@@ -31,6 +32,14 @@ Floor = Annotated[float, Field(ge=0, le=1, description="0 keeps all")]
 Penalty = Annotated[float, Field(gt=0, le=100, description="1 is none")]
 Position = Annotated[int, Field(ge=0, lt=2**31)]
 SMALLEST = 1e-4  # temperature that logits are divided by without overflow
+
+
+def divided(filters: Iterable[Filter]) -> tuple[tuple[Filter, ...], tuple[Filter, ...]]:
+    """Those that change what the model believes, and those that `sharpen` what is drawn."""
+    kinds: tuple[list[Filter], list[Filter]] = ([], [])
+    for change in filters:
+        kinds[getattr(change, "sharpens", False)].append(change)
+    return tuple(kinds[False]), tuple(kinds[True])
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from torch import Tensor
 from sfumato.constrained import Constrained, Span
 from sfumato.corruption import Corruption
 from sfumato.data.tokenizer import SpecialIds
-from sfumato.filters import Allowed
+from sfumato.filters import Allowed, divided
 from sfumato.grammar import NOWHERE, SPACED, Automaton, Grammar
 from sfumato.logits import draw_tokens
 from sfumato.pages import Task
 from sfumato.rng import Rng
 from sfumato.steps import LeftToRight
-from sfumato.types import Canvas, Filter, Sharp
+from sfumato.types import Canvas, Sharp
 
 ROWS = 64  # that go through the network together
 PASSES = 256  # of one row, that scoring all texts may take
@@ -166,12 +166,8 @@ def draw_texts(
     if steps is not None and steps > int(noisy.sum(1).max()):
         steps = None  # not more than there are tokens
     options = replace(task.options, num_steps=steps, particles=1)
-    filters = (*_plain(task.filters), Written(written))
+    filters = (*divided(task.filters)[0], Written(written))
     return replace(task, options=options, canvas=canvas, step=rule, filters=filters)
-
-
-def _plain(filters: Sequence[Filter]) -> tuple[Filter, ...]:
-    return tuple(change for change in filters if not getattr(change, "sharpens", False))
 
 
 def _key(task: Task, row: int, laid: Tensor) -> tuple[object, ...]:
@@ -225,7 +221,7 @@ def _score(
         rng=task.rng.select(rows),
         step=Scored(order, laid.to(device), nats),
         # that a text begins with a space is the same condition for all
-        filters=tuple(f for f in _plain(task.filters) if not isinstance(f, Allowed)),
+        filters=tuple(f for f in divided(task.filters)[0] if not isinstance(f, Allowed)),
         left=picked(task.left),
         hidden=picked(task.hidden),
         source=picked(task.source),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError
+from sfumato.filters import divided
 from sfumato.rng import Rng
 from sfumato.types import Canvas, Denoiser, Filter, Sharp, Step
 
@@ -70,8 +71,7 @@ def denoise(
     wants none, it does not run at all. Filters that `sharpens` come last and touch what is drawn,
     not what the rule believes: the most likely text is still decided surest first.
     """
-    plain = [change for change in filters if not getattr(change, "sharpens", False)]
-    sharpening = tuple(change for change in filters if getattr(change, "sharpens", False))
+    plain, sharpening = divided(filters)
     device = canvas.tokens.device
     times = times.to(device).expand(len(canvas.tokens), -1)
     reopens = getattr(step, "reopens", False)

@@ -21,6 +21,7 @@ from torch import Tensor
 from sfumato.arguments import MOST, Count, Share, check_fields
 from sfumato.denoisers import Full
 from sfumato.errors import ConfigError
+from sfumato.filters import divided
 from sfumato.generate import behind_end
 from sfumato.logits import confidences
 from sfumato.models.attend import HIDDEN
@@ -219,8 +220,7 @@ class _Writer:
         draws: Rng,
     ) -> Canvas:
         """The page after the rule's step in the block; the rest of it is as it was."""
-        plain = [change for change in self.filters if not getattr(change, "sharpens", False)]
-        sharpening = tuple(c for c in self.filters if getattr(c, "sharpens", False))
+        plain, sharpening = divided(self.filters)
         if bool(where.any()):
             for change in plain:
                 logits = change(logits, canvas, where)

@@ -38,7 +38,7 @@ from torch import Tensor
 from sfumato.conditions import check_size
 from sfumato.constrained import Constrained, Draw, Drawn
 from sfumato.errors import ConfigError
-from sfumato.filters import Allowed, Temperature
+from sfumato.filters import Allowed, Temperature, divided
 from sfumato.lattice import FLOOR, Floats
 from sfumato.pages import Task
 from sfumato.rng import Rng
@@ -114,7 +114,8 @@ def multiplied(task: Task, count: int, copies: bool) -> tuple[Task, Tensor]:
     ]
     nats = torch.zeros(len(rows), 2, dtype=torch.float64)
     rule = Weighted(replace(task.step, spans=tuple(spans)), count, copies, nats)
-    kept = [f for f in task.filters if isinstance(f, Temperature) or not _cuts(f)]
+    plain, sharpening = divided(task.filters)  # of which heat alone has a law to weigh by
+    kept = (*plain, *(change for change in sharpening if isinstance(change, Temperature)))
     made = replace(
         task,
         rows=tuple(task.rows[row] for row in rows.tolist()),
@@ -127,10 +128,6 @@ def multiplied(task: Task, count: int, copies: bool) -> tuple[Task, Tensor]:
         source=many(task.source),
     )
     return made, nats
-
-
-def _cuts(change: Any) -> bool:
-    return getattr(change, "sharpens", False)
 
 
 @dataclass(frozen=True)
