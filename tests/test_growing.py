@@ -149,7 +149,7 @@ def test_every_rule_writes_at_most_the_length(lm, step, options):
 @pytest.mark.parametrize("step", ["probability", "klass", "remask_confidence", "wino", "ancestral"])
 def test_a_row_does_not_depend_on_its_neighbours(lm, step, block):
     lengths = set()
-    for enough in (0.001, 0.002, 0.003, 0.004, 0.006, 0.01):
+    for enough in (0.002, 0.004, 0.01):
         own = {"enough": enough, "sure": 2 * enough, "doubt": 0.1, "by": 3, "window": 8}
         options = {"step": step, "block": block, "grow": 4, "length": 20, "seed": 2}
         options |= {"repetition_penalty": 1.3, "grow_options": own}

@@ -79,6 +79,14 @@ OBJECTIVES = {
     "next token": NextToken(),
 }
 WHOLE = list(OBJECTIVES)[:7]  # masked, over the whole row
+OTHERS = ("clipped", "constant", "cart", "complementary", "bound", "hybrid")
+
+
+def learnable(names) -> list:
+    """Each costs seconds of training, and one of a kind is enough for the default tests."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in OTHERS)) for n in names]
+
+
 RULES = [
     Ancestral(MASKED),
     FirstHitting(LINEAR),
@@ -150,7 +158,7 @@ def write(denoiser, step, corruption=MASKED, *, rows=ROWS, lead=1, **options) ->
     return last.tokens
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", learnable(OBJECTIVES))
 def test_the_bound_falls_to_the_entropy(name):
     """ln 8 nats for eight sentences, spread over nine words."""
     _, loss = learnt(name)
@@ -169,7 +177,7 @@ def test_a_masked_model_recites_by_every_rule(step):
         assert float(shares.min()) > 0  # all eight
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", learnable(WHOLE))
 def test_every_masked_objective_recites(name):
     denoiser, _ = learnt(name)
     shares = recited(write(denoiser, RandomOrder(LINEAR)))
@@ -177,7 +185,7 @@ def test_every_masked_objective_recites(name):
     assert float(shares.min()) > 0
 
 
-@pytest.mark.parametrize("name", ["uniform", "hybrid"])
+@pytest.mark.parametrize("name", learnable(["uniform", "hybrid"]))
 def test_other_noise_recites(name):
     denoiser, _ = learnt(name)
     corruption = OBJECTIVES[name].corruption
@@ -215,7 +223,7 @@ def test_a_model_of_blocks_recites_by_every_rule(step):
 
 
 @pytest.mark.parametrize("step", RULES, ids=repr)
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", learnable(WHOLE))
 def test_the_first_word_is_enough_at_temperature_0(name, step):
     """Sentences begin differently: greedy decoding continues each as it was."""
     denoiser, _ = learnt(name)

@@ -105,7 +105,7 @@ def interrupt_saves(server, folders, place, kind, every):
 
 
 def test_a_model_saved_over_another_is_the_old_or_the_new_one(server, folders, tmp_path):
-    interrupt_saves(server, folders, tmp_path, "half", 16)
+    interrupt_saves(server, folders, tmp_path, "half", 24)
 
 
 def test_a_save_on_a_full_disk_loses_nothing(server, folders, tmp_path):

@@ -16,10 +16,8 @@ from sfumato.train.events import Evaluated, Saved, Stepped
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory) -> Path:
+def launch(folder: Path) -> None:
     """Runs of one process beside those of two; see two_processes.py."""
-    folder = tmp_path_factory.mktemp("runs")
     words = prepare_words(folder / "words")
     options = {"ema_decay": 0.5, "save_steps": 5}
     sections = {"train": options, "model": {"dropout": 0.2}}
@@ -39,29 +37,20 @@ def outputs(tmp_path_factory) -> Path:
     )
     assert losses[0] > losses[-1]
     assert len(of_kind(events, Evaluated)) == 2
-    return folder
 
 
-@pytest.mark.parametrize("name", ["replicate-1", "replicate-2", "shard-2", "begun", "stopped"])
-def test_two_processes_learn_what_one_learns(outputs, name):
-    alone = load_file(outputs / "alone/checkpoints/step-00000010/training.safetensors")
-    together = load_file(outputs / name / "checkpoints/step-00000010/training.safetensors")
+def same_weights(folder: Path, name: str) -> None:
+    alone = load_file(folder / "alone/checkpoints/step-00000010/training.safetensors")
+    together = load_file(folder / name / "checkpoints/step-00000010/training.safetensors")
     assert together.keys() == alone.keys()
     for key, value in alone.items():
         # sums of float32 in another order, then ten steps of Muon
         assert_close(together[key], value, rtol=2e-3, atol=5e-4, msg=f"{key} of {name}")
 
 
-@pytest.mark.parametrize(
-    ("name", "single"),
-    [
-        *((name, "alone") for name in ("replicate-1", "replicate-2", "shard-2", "begun")),
-        *(("stopped", "alone"), ("searched", "searched-alone")),
-    ],
-)
-def test_two_processes_log_what_one_logs(outputs, name, single):
+def same_metrics(folder: Path, name: str, single: str) -> None:
     alone, together = (
-        (outputs / run / "metrics.csv").read_text().splitlines() for run in (single, name)
+        (folder / run / "metrics.csv").read_text().splitlines() for run in (single, name)
     )
     assert len(alone) == len(together) == {"alone": 13, "searched-alone": 10}[single]
     for one, other in zip(alone[1:], together[1:], strict=True):
@@ -72,6 +61,15 @@ def test_two_processes_log_what_one_logs(outputs, name, single):
         assert found == pytest.approx(wanted, rel=1e-3)
 
 
-def test_a_run_that_failed_in_two_processes_keeps_its_checkpoint(outputs):
-    checkpoints = outputs / "poisoned/checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["step-00000005"]
+def test_two_processes_learn_and_log_what_one_does(tmp_path, subtests):
+    """One test, so that no two workers of pytest-xdist launch the same processes."""
+    launch(tmp_path)
+    for name in ("replicate-1", "replicate-2", "shard-2", "begun", "stopped"):
+        with subtests.test(name):
+            same_weights(tmp_path, name)
+            same_metrics(tmp_path, name, "alone")
+    with subtests.test("searched"):
+        same_metrics(tmp_path, "searched", "searched-alone")
+    with subtests.test("a run that failed keeps its checkpoint"):
+        checkpoints = tmp_path / "poisoned/checkpoints"
+        assert [path.name for path in checkpoints.iterdir()] == ["step-00000005"]
