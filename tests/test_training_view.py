@@ -58,14 +58,14 @@ def test_a_file_gets_plain_lines_one_every_logging_interval():
     assert shown(EVENTS).splitlines() == [
         "1.23 M weights, 1,000 rows, cpu, bfloat16",
         "step 2: loss 4.800  1:02:05 left  12,346 tokens/s",
-        "step 3: held-out bound 3.2500 +- 0.5000 nats a token, 25.0% right, best so far",
+        "step 3: held-out bound 3.2500 +- 0.5000 nats a position, 25.0% right, best so far",
         "step 3 writes:",
         "  [red]Once[/red] upon",
         "  a time",
         "  " + "x" * 100,
         "step 4: loss 4.600  1:02:05 left  12,346 tokens/s",
         "step 6: loss 4.400  1:02:05 left  12,346 tokens/s",
-        "step 6: held-out bound 3.5000 +- 0.5000 nats a token, 12.5% right",
+        "step 6: held-out bound 3.5000 +- 0.5000 nats a position, 12.5% right",
         "done after 6 steps, best held-out bound 3.2500: out",
     ]
 

@@ -136,13 +136,13 @@ def describe(event: Event) -> Text | None:
             best = ", best so far" if event.best else ""
             return Text(
                 f"step {event.step}: held-out bound {in_words(event.bound, event.error, 4)} nats a "
-                f"token, {event.accuracy:.1%} right{best}"
+                f"position, {event.accuracy:.1%} right{best}"
             )
         case Searched():
             low, high = event.interval
             return Text(
                 f"step {event.step}: mask rates from {low} to {high} from now on; the loss varies "
-                f"by {event.deviation:.4f} nats a token, with all rates by "
+                f"by {event.deviation:.4f} nats a position, with all rates by "
                 f"{event.whole_deviation:.4f}"
             )
         case Sampled():
