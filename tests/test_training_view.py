@@ -58,7 +58,7 @@ def test_a_file_gets_plain_lines_one_every_logging_interval():
     assert shown(EVENTS).splitlines() == [
         "1.23 M weights, 1,000 rows, cpu, bfloat16",
         "step 2: loss 4.800  1:02:05 left  12,346 tokens/s",
-        "step 3: held-out bound 3.2500 +- 0.5000 nats a position, 25.0% right, best so far",
+        "step 3: held-out bound 3.2500 +- 0.5000 nats a position, 25.0% right, best",
         "step 3 writes:",
         "  [red]Once[/red] upon",
         "  a time",
@@ -75,7 +75,7 @@ def test_a_terminal_gets_a_bar_and_the_same_lines():
     assert "6/6" in out
     assert "loss 4.400" in out
     assert "\u2501" in out, "the bar"
-    for words in ("1.23 M weights", "best so far", "[red]Once[/red] upon", "done after 6 steps"):
+    for words in ("1.23 M weights", "25.0% right, best", "[red]Once[/red] upon", "done after 6 steps"):
         assert words in out
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l"), "the cursor is back"
 

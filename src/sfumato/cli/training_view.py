@@ -133,7 +133,7 @@ def describe(event: Event) -> Text | None:
                 f"{device}, {event.precision}{begin}"
             )
         case Evaluated():
-            best = ", best so far" if event.best else ""
+            best = ", best" if event.best else ""
             return Text(
                 f"step {event.step}: held-out bound {in_words(event.bound, event.error, 4)} nats a "
                 f"position, {event.accuracy:.1%} right{best}"
