@@ -417,15 +417,15 @@ def test_temperature_0_leaves_choices_of_places_to_what_the_model_believes(step)
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_filter_after_the_temperature_still_leaves_beliefs_unsharpened(order):
     class Looks(TopProbability):
-        def choose(self, canvas, where, logits, t, s):
-            seen.append(logits)
-            return super().choose(canvas, where, logits, t, s)
+        def choose(self, canvas, seen, t, s):
+            kept.append(seen.logits)
+            return super().choose(canvas, seen, t, s)
 
-    seen = []
+    kept = []
     written(Looks(LINEAR), empty(1), filters=[Temperature(0), Suppress((1,))][::order])
     wanted = WORLD.denoiser(MASKED)(empty(1).tokens, torch.ones(1))[0]
     wanted[:, 1] = -torch.inf
-    torch.testing.assert_close(seen[0], wanted)
+    torch.testing.assert_close(kept[0], wanted)
 
 
 def test_what_sharpens_is_asked_only_where_a_token_is_drawn():

@@ -24,6 +24,7 @@ from sfumato.pages import NOISE
 from sfumato.revising import Cap, Remasking, Wino
 from sfumato.rng import Rng
 from sfumato.schedules import Linear
+from sfumato.step import Around
 from sfumato.steps import LeftToRight, RandomOrder
 from sfumato.types import Canvas
 
@@ -229,20 +230,13 @@ def test_greedy_text_is_the_most_likely_one(pattern, ends):
 
 
 @dataclass(frozen=True)
-class Noting:
+class Noting(Around):
     """A rule that keeps the logits it is given, and decides nothing."""
 
-    inner: object
-    seen: list
+    kept: list
 
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def wanted(self, canvas, t, s, rng):
-        return self.inner.wanted(canvas, t, s, rng)
-
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        self.seen.append((where, logits))
+    def __call__(self, canvas, seen, t, s, rng):
+        self.kept.append((seen.where, seen.logits))
         return canvas
 
 
@@ -263,7 +257,7 @@ def test_a_rule_judges_by_the_marginals_given_the_grammar(pattern, ends, decided
     bound = constrain(rule, over(pattern, ends), whole(1, length))
     rng = Rng.from_seed(0)
     next(denoise(Fixed(logits), canvas, bound, even_times(1), rng))
-    where, seen = rule.seen[0]
+    where, seen = rule.kept[0]
     assert bool(where.all())
     for place in range(length):
         fixed = {p: v for p, v in decided.items() if p != place}

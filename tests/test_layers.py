@@ -19,7 +19,7 @@ schedules filters logits dfa regular patterns json_text json_layout json_schema 
 publish
 corruption models data
 denoisers guidance readers approximate
-objectives continuous steps revising published constrained
+objectives continuous step steps revising published constrained
 generate blockwise growing likelihood retrace testing
 rules options hub calibrated folders pages finite given gaps fills candidates
 conditions particles stops scores describe pipeline pipeline_hf conditional

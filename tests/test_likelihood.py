@@ -227,8 +227,9 @@ class Peeking(TopProbability):
 
     truth: Tensor | None = None
 
-    def choose(self, canvas, where, logits, t, s):
-        true = logits.softmax(-1).gather(-1, self.truth[where][:, None])[:, 0]
+    def choose(self, canvas, seen, t, s):
+        where = seen.where
+        true = seen.logits.softmax(-1).gather(-1, self.truth[where][:, None])[:, 0]
         return highest(spread(true, where, 0.0), canvas.noisy, quota(canvas, self.schedule, t, s))
 
 

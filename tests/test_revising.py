@@ -6,13 +6,15 @@ from worlds import MASK, World
 
 from sfumato.corruption import Masked
 from sfumato.errors import ConfigError
+from sfumato.filters import Temperature
 from sfumato.generate import blank, denoise, even_times, generate
 from sfumato.revising import Cap, During, Plateau, Remasking, Rescale, Wino, loop
 from sfumato.rng import Rng
 from sfumato.schedules import CosineAlpha, CosineMask, Linear, LogLinear, Power, reveal_rate
+from sfumato.step import Prediction
 from sfumato.steps import Ancestral
 from sfumato.testing import check_step
-from sfumato.types import Canvas, Sharp
+from sfumato.types import Canvas
 
 WORLD = World.random()
 LINEAR = Linear()
@@ -150,7 +152,7 @@ def test_what_was_decided_in_doubt_is_revised_first():
     rng = Rng.from_seed(0, rows)
     where = step.wanted(canvas, t, s, rng)
     logits = torch.zeros(int(where.sum()), 4)
-    new = step(canvas, where, logits, Sharp(logits, where, canvas), t, s, rng)
+    new = step(canvas, Prediction(logits, where, canvas), t, s, rng)
     share = new.noisy.double().mean(0)
     wanted = 0.2 * (-known[0, :2]).softmax(0).double()
     torch.testing.assert_close(share[:2], wanted, rtol=0, atol=0.005)
@@ -164,7 +166,8 @@ def test_confidence_is_that_of_the_token_when_it_was_decided():
     noisy = torch.ones(300, 1, dtype=torch.bool)
     canvas = Canvas(torch.full((300, 1), MASK), noisy, ~noisy)
     t, s = torch.ones(300).double(), torch.zeros(300).double()
-    new = step(canvas, noisy, logits, Sharp(3 * logits, noisy, canvas), t, s, Rng.from_seed(0, 300))
+    seen = Prediction(logits, noisy, canvas, (Temperature(1 / 3),))
+    new = step(canvas, seen, t, s, Rng.from_seed(0, 300))
     torch.testing.assert_close(
         new.memory["confidence"][:, 0], torch.tensor([0.5, 0.3, 0.2])[new.tokens[:, 0]]
     )
@@ -189,7 +192,7 @@ def wino_step(step, canvas, laws, t=1.0, s=0.5):
     where = step.wanted(canvas, torch.tensor([t]), torch.tensor([s]), Rng.from_seed(0))
     logits = torch.nn.functional.pad(laws, (0, 1)).log()[where[0]]  # the mask token has none
     times = (torch.tensor([x]).double() for x in (t, s))
-    return step(canvas, where, logits, Sharp(logits, where, canvas), *times, Rng.from_seed(0))
+    return step(canvas, Prediction(logits, where, canvas), *times, Rng.from_seed(0))
 
 
 def test_wino_drafts_what_is_sure_and_takes_back_what_does_not_stand():

@@ -16,6 +16,7 @@ from sfumato.errors import CheckpointError, ConfigError
 from sfumato.options import GenerationOptions, read_generation_config, write_generation_config
 from sfumato.rules import rule_for
 from sfumato.schedules import Linear
+from sfumato.step import Step
 from sfumato.steps import LeftToRight, RandomOrder, Threshold
 from sfumato.testing import check_step
 
@@ -82,31 +83,47 @@ def test_a_class_is_made_of_the_corruption_and_the_options(lm):
     assert one.texts == lm.generate(step="threshold", step_options={"level": 0.7}, **ASKED).texts
 
 
-class NoWanted:
-    exact = True
-
+class NoRule:
     def __call__(self, *args):
         return args[0]
 
 
-class NoExact(NoWanted):
+class NoExact(RandomOrder):
     exact = "yes"  # type: ignore[assignment]
-    wanted = None
+
+
+class NoCall(Step):
+    pass
 
 
 @pytest.mark.parametrize(
     ("step", "options", "message"),
     [
         (3, {}, "must be the name of a rule, package.module:Rule, or a rule"),
-        (NoExact(), {}, "step must be .* or a rule; NoExact has not `exact`, True or False"),
-        (NoWanted, {}, "step NoWanted cannot be made of a corruption and the options {}"),
+        (
+            NoRule(),
+            {},
+            "step must be .* or a rule; NoRule is none: derive it",
+        ),
+        (NoRule, {}, "step NoRule cannot be made of a corruption and the options {}"),
+        (NoCall, {}, "step NoCall cannot be made of a corruption"),
         (Made, {"lever": 2}, "cannot be made of a corruption and the options .*lever"),
         (LeftToRight(Linear()), {"level": 1}, "is a rule as it is: put its options .*level"),
         ("no.such:Rule", {}, "step 'no.such:Rule' cannot be imported: ModuleNotFoundError"),
         ("sfumato.steps:Nothing", {}, "cannot be imported: AttributeError.*package.module:Name"),
         ("sfumato.steps:highest", {}, "highest cannot be made of a corruption"),
     ],
-    ids=["number", "no exact", "no wanted", "option", "object", "module", "name", "function"],
+    ids=[
+        "number",
+        "no rule",
+        "no rule's class",
+        "no call",
+        "option",
+        "object",
+        "module",
+        "name",
+        "function",
+    ],
 )
 def test_what_is_no_rule_is_refused_in_a_sentence(step, options, message):
     with pytest.raises(ConfigError, match=message):
@@ -129,9 +146,9 @@ def test_a_folder_holds_no_code(tmp_path):
 
 def test_a_contract_says_what_is_missing():
     for wrong, message in (
-        (NoExact(), "exact must be True or False; got 'yes'"),
-        (NoWanted(), "a rule is an object with a method wanted"),
-        (LeftToRight, "a rule is an object with a method wanted; .* has none"),
+        (NoExact(Linear()), "exact must be True or False; got 'yes'"),
+        (NoRule(), "a rule is an object derived from Step; got .*NoRule"),
+        (LeftToRight, "a rule is an object derived from Step; got .*LeftToRight"),
     ):
         with pytest.raises(AssertionError, match=message):
             check_step(wrong, MASKED)  # type: ignore[arg-type]

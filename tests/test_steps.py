@@ -16,6 +16,7 @@ from sfumato.generate import blank, generate
 from sfumato.logits import entropies
 from sfumato.rng import Rng
 from sfumato.schedules import Clipped, CosineAlpha, CosineMask, Linear, LogLinear, Power
+from sfumato.step import Prediction
 from sfumato.steps import (
     Ancestral,
     EntropyBound,
@@ -33,7 +34,7 @@ from sfumato.steps import (
     quota,
 )
 from sfumato.testing import check_step
-from sfumato.types import Canvas, Sharp
+from sfumato.types import Canvas
 
 WORLD = World.random()
 LINEAR = Linear()
@@ -215,7 +216,11 @@ def chosen(step, num=(1.0, 0.75), laws=LAWS, noisy=(True,) * 4) -> list[int]:
     canvas = row(list(noisy))
     t, s = (torch.tensor([x]).double() for x in num)
     where = canvas.noisy
-    return step.choose(canvas, where, laws.log()[where[0]], t, s)[0].nonzero()[:, 0].tolist()
+    return (
+        step.choose(canvas, Prediction(laws.log()[where[0]], where, canvas), t, s)[0]
+        .nonzero()[:, 0]
+        .tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -273,8 +278,8 @@ def test_positions_of_which_a_model_is_all_but_certain_are_ranked_exactly(
     for count in range(1, len(table) + 1):
         t, s = torch.tensor([[1.0], [1 - count / len(table)]], dtype=torch.float64)
         for said in (logits, permuted):
-            sharp = Sharp(said, canvas.noisy, canvas, (Temperature(0.0),))
-            new = step(canvas, canvas.noisy, said, sharp, t, s, Rng.from_seed(0))
+            seen = Prediction(said, canvas.noisy, canvas, (Temperature(0.0),))
+            new = step(canvas, seen, t, s, Rng.from_seed(0))
             decided = (~new.noisy[0]).nonzero()[:, 0].tolist()
             assert decided == reference.surest(exact, count)
 
@@ -317,7 +322,7 @@ def test_confidence_is_in_the_token_that_was_drawn():
     logits = laws.reshape(-1, 4).log()
     t, s = torch.ones(400).double(), torch.full((400,), 0.5).double()
     new = TopConfidence(LINEAR)(
-        canvas, noisy, logits, Sharp(logits, noisy, canvas), t, s, Rng.from_seed(0, 400)
+        canvas, Prediction(logits, noisy, canvas), t, s, Rng.from_seed(0, 400)
     )
     decided = (~new.noisy).long().argmax(1)
     what = new.tokens.gather(1, decided[:, None])[:, 0]
@@ -340,9 +345,7 @@ def test_klass_waits_until_a_sure_prediction_has_stopped_moving():
             where = canvas.noisy
             t, s = (torch.tensor([1 - (number + k) / 8]).double() for k in (0, 1))
             logits = laws.log()[where[0]]
-            canvas = step(
-                canvas, where, logits, Sharp(logits, where, canvas), t, s, rng.fold(number)
-            )
+            canvas = step(canvas, Prediction(logits, where, canvas), t, s, rng.fold(number))
             if not bool(canvas.noisy[0, 0]):
                 return number
         return -1
@@ -383,7 +386,7 @@ def test_first_hitting_times_are_those_of_the_process():
         step = FirstHitting(schedule)
         where = step.wanted(canvas, t, s, rng)
         logits = torch.zeros(20000, 4)
-        new = step(canvas, where, logits, Sharp(logits, where, canvas), t, s, rng)
+        new = step(canvas, Prediction(logits, where, canvas), t, s, rng)
         rate = 1 - schedule.alpha(new.memory["time"][:, 0])
         for power in (1, 2):  # moments of the largest of three: 3 / 4, 3 / 5
             assert float((rate**power).mean()) == pytest.approx(3 / (3 + power), abs=0.006)

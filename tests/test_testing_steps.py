@@ -9,14 +9,13 @@ import torch
 
 from sfumato.corruption import Masked
 from sfumato.schedules import Linear, reveal_rate
+from sfumato.step import Step, commit, draw_at
 from sfumato.steps import (
     Ancestral,
     RandomOrder,
     Threshold,
     TopConfidence,
     TopProbability,
-    commit,
-    draw_at,
     highest,
     quota,
 )
@@ -28,7 +27,7 @@ MASKED = Masked(5, 4)
 
 
 @dataclass(frozen=True)
-class Fault:
+class Fault(Step):
     """Random order, to be spoilt."""
 
     exact = False
@@ -36,13 +35,13 @@ class Fault:
     def wanted(self, canvas, t, s, rng):
         return RandomOrder(LINEAR).wanted(canvas, t, s, rng)
 
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        return RandomOrder(LINEAR)(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        return RandomOrder(LINEAR)(canvas, seen, t, s, rng)
 
 
 class WritesInPlace(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        new = super().__call__(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        new = super().__call__(canvas, seen, t, s, rng)
         canvas.tokens.copy_(new.tokens)
         return new
 
@@ -55,14 +54,14 @@ class WritesIntoNoisy(Fault):
 
 
 class WritesIntoLogits(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        logits[:, 0] = 9
-        return super().__call__(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        seen.logits[:, 0] = 9
+        return super().__call__(canvas, seen, t, s, rng)
 
 
 class OverwritesThePrompt(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        new = super().__call__(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        new = super().__call__(canvas, seen, t, s, rng)
         return replace(new, tokens=torch.where(canvas.fixed, 0, new.tokens))
 
 
@@ -78,10 +77,10 @@ class FloorInsteadOfCeil(Fault):
 
 
 class HiddenGenerator(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
+    def __call__(self, canvas, seen, t, s, rng):
         tokens = canvas.tokens.clone()
-        tokens[where] = torch.multinomial(sharp.at(where).softmax(-1), 1)[:, 0]
-        return commit(canvas, where, tokens)
+        tokens[seen.where] = torch.multinomial(seen.at(seen.where).softmax(-1), 1)[:, 0]
+        return commit(canvas, seen.where, tokens)
 
 
 class AveragedTimes(Fault):
@@ -91,46 +90,46 @@ class AveragedTimes(Fault):
 
 
 class OneStreamForAll(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
+    def __call__(self, canvas, seen, t, s, rng):
         first = rng.select(torch.zeros(len(t), dtype=torch.int64))
-        return commit(canvas, where, draw_at(canvas, where, sharp, first))
+        return commit(canvas, seen.where, draw_at(canvas, seen.where, seen, first))
 
 
 class RewritesDecided(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        new = super().__call__(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        new = super().__call__(canvas, seen, t, s, rng)
         settled = ~canvas.noisy & ~canvas.fixed & canvas.noisy.any(1, keepdim=True)
         return replace(new, tokens=torch.where(settled, (new.tokens + 1) % 4, new.tokens))
 
 
 class TouchesFinishedRows(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        new = super().__call__(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        new = super().__call__(canvas, seen, t, s, rng)
         done = ~canvas.noisy.any(1, keepdim=True) & ~canvas.fixed
         return replace(new, tokens=torch.where(done, 0, new.tokens))
 
 
 class ChoosesTheMask(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        return commit(canvas, where, torch.full_like(canvas.tokens, 4))
+    def __call__(self, canvas, seen, t, s, rng):
+        return commit(canvas, seen.where, torch.full_like(canvas.tokens, 4))
 
 
 class LeavesTextInNoise(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        new = super().__call__(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        new = super().__call__(canvas, seen, t, s, rng)
         return replace(new, tokens=torch.where(new.noisy, 0, new.tokens))
 
 
 class DecidesUnasked(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
+    def __call__(self, canvas, seen, t, s, rng):
         every = torch.where(canvas.noisy, 0, canvas.tokens)
         return commit(canvas, canvas.noisy, every)
 
 
 class NegatedLogits(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        turned = torch.where(logits.isinf(), logits, -logits)
-        return super().__call__(canvas, where, logits, replace(sharp, logits=turned), t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        turned = torch.where(seen.logits.isinf(), seen.logits, -seen.logits)
+        return super().__call__(canvas, replace(seen, logits=turned), t, s, rng)
 
 
 class KeepsState(Fault):
@@ -140,8 +139,8 @@ class KeepsState(Fault):
         type(self).calls += 1
         return super().wanted(canvas, t, s, rng.fold(self.calls))
 
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        return commit(canvas, where, draw_at(canvas, where, sharp, rng))
+    def __call__(self, canvas, seen, t, s, rng):
+        return commit(canvas, seen.where, draw_at(canvas, seen.where, seen, rng))
 
 
 class SaysNothingOfExactness(Fault):
@@ -154,8 +153,8 @@ class BoolOfTokens(Fault):
 
 
 class FloatTokens(Fault):
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        new = super().__call__(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        new = super().__call__(canvas, seen, t, s, rng)
         return replace(new, tokens=new.tokens.float())
 
 
@@ -210,9 +209,9 @@ class TooManyAtOnce(Threshold):
 class Warm(TopProbability):
     """A hidden temperature."""
 
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        cooler = replace(sharp, logits=sharp.logits / 1.5)
-        return super().__call__(canvas, where, logits, cooler, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        cooler = replace(seen, logits=seen.logits / 1.5)
+        return super().__call__(canvas, cooler, t, s, rng)
 
 
 @dataclass(frozen=True)
@@ -241,8 +240,8 @@ class Renoises(RandomOrder):
     exact = False
     reopens = True
 
-    def __call__(self, canvas, where, logits, sharp, t, s, rng):
-        new = super().__call__(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas, seen, t, s, rng):
+        new = super().__call__(canvas, seen, t, s, rng)
         coin = rng.fold(5).uniform(canvas.tokens.shape[1]) < 0.5
         back = ~canvas.noisy & ~canvas.fixed & coin & (s > 0)[:, None]
         return replace(new, tokens=new.tokens.masked_fill(back, 4), noisy=new.noisy | back)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sfumato.errors import ConfigError
 from sfumato.filters import divided
-from sfumato.generate import on_page, pasted, placed
+from sfumato.generate import on_page, pasted
 from sfumato.readers import Reader
 from sfumato.rng import Rng
-from sfumato.types import Canvas, Filter, Sharp, Step
+from sfumato.step import Prediction, Step
+from sfumato.types import Canvas, Filter
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,7 @@ class _Writer:
         for group in groups:
             args = (group.part, group.t, group.s, group.rng)
             where[group.index] = group.step.wanted(*args)
-            told = getattr(self.step, "told", None)
-            seen[group.index] = told(group.part, group.t, group.rng) if told else group.t
+            seen[group.index] = group.step.told(group.part, group.t, group.rng)
         keep = torch.tensor([row.reading for row in rows], device=where.device)
         logits, reader = self._look(reader, before.tokens, seen, where, keep, finished)
         tokens, noisy, kept = before.tokens.clone(), before.noisy.clone(), {}
@@ -149,9 +149,8 @@ class _Writer:
                 kept.setdefault(key, empty)[group.index] = values
         after = replace(before, tokens=tokens, noisy=noisy)
         page = pasted(page, at, after)
-        reopens = getattr(self.step, "reopens", False)
         over = [
-            row.reading or not (left or (reopens and row.tick + 1 < row.share))
+            row.reading or not (left or (self.step.reopens and row.tick + 1 < row.share))
             for row, left in zip(rows, noisy.any(1).tolist(), strict=True)
         ]
         page, ended = self._ended(page, rows, after, over)
@@ -197,8 +196,7 @@ class _Writer:
             t,
             s,
             self.rng.select(number).fold(block).fold(tick),
-            placed(
-                self.step,
+            self.step.within(
                 page,
                 [row.number for row in own],
                 [row.block * self.size for row in own],
@@ -218,15 +216,14 @@ class _Writer:
         """The network runs only if a row wants something of it."""
         logits, t = torch.zeros((0, 1), device=tokens.device), t[:, None].expand(tokens.shape)
         nowhere, wanted = torch.zeros_like(where), bool(where.any())
-        verifies = getattr(self.step, "verifies", False)
         if finished is not None:
             keep = torch.ones_like(keep)
-            if verifies:
+            if self.step.verifies:
                 _, reader = reader.advance(finished, nowhere.double(), nowhere, keep)
             else:
                 tokens, t = torch.cat((finished, tokens), 1), torch.cat((nowhere.double(), t), 1)
                 where = torch.cat((nowhere, where), 1)
-        if verifies:
+        if self.step.verifies:
             if wanted:
                 logits = reader.leave_one_out(tokens, t, where)
             if finished is None and bool(keep.any()):
@@ -241,8 +238,8 @@ class _Writer:
         if bool(where.any()):
             for change in plain:
                 logits = change(logits, group.part, where)
-        sharp = Sharp(logits, where, group.part, sharpening)
-        return group.step(group.part, where, logits, sharp, group.t, group.s, group.rng)
+        seen = Prediction(logits, where, group.part, sharpening)
+        return group.step(group.part, seen, group.t, group.s, group.rng)
 
     def _ended(
         self, page: Canvas, rows: Sequence[_Row], part: Canvas, over: Sequence[bool]
@@ -253,9 +250,8 @@ class _Writer:
         if not bool(found.any()):
             return page, nobody
         found &= (~part.noisy).long().cumprod(1).bool()
-        reopens = getattr(self.step, "reopens", False)
         ended = [
-            end and not row.reading and (done or not reopens)
+            end and not row.reading and (done or not self.step.reopens)
             for row, end, done in zip(rows, found.any(1).tolist(), over, strict=True)
         ]
         if not any(ended):

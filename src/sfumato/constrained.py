@@ -24,16 +24,17 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import ConfigError
+from sfumato.filters import Only
 from sfumato.grammar import NOWHERE, Automaton, Bools, Ints
 from sfumato.lattice import FLOOR, TINY, Beliefs, Chains, Floats, worth
 from sfumato.logits import draw_tokens, most_likely
 from sfumato.rng import Rng
-from sfumato.types import Canvas, Sharp, Step
+from sfumato.step import Around, Prediction, Step
+from sfumato.types import Canvas
 
 _WAYS = 3  # the random stream of a step that no rule uses
 _SEEN = "seen"  # in a canvas's memory: the laws of the block's positions
 LEAST = 1e-200  # the worth of a state from which a text can be completed, at least
-_PASSED_ON = frozenset({"told", "verifies", "revises", "reopens", "corruption"})
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,14 @@ class _Block:
 
 
 @dataclass(frozen=True)
-class Constrained:
+class Constrained(Around):
     """A step rule that writes texts of a grammar only."""
 
-    step: Step
     automaton: Automaton
     spans: tuple[Span, ...]
     ahead: Bools = field(repr=False)  # [n + 1, Q] whether so many tokens lead to a final state
     block: _Block | None = field(default=None, repr=False)
     exact = False
-
-    def __getattr__(self, name: str) -> Any:
-        """What the loops ask of some rules only."""
-        if name in _PASSED_ON:
-            return getattr(self.step, name)
-        raise AttributeError(f"'Constrained' object has no attribute {name!r}")
 
     @cached_property
     def by_row(self) -> dict[int, list[Span]]:
@@ -142,26 +136,17 @@ class Constrained:
         own = self.step.wanted(canvas, t, s, rng)
         return own | (canvas.noisy & own.any(1, keepdim=True))
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        own = self.step.wanted(canvas, t, s, rng)
-        if self.block is None and bool(where.any()):
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        asked = bool(seen.where.any())
+        if self.block is None and asked:
             count, width = canvas.tokens.shape
             whole = self.within(canvas, range(count), [0] * count, width)
             assert whole.block is not None, "noisy positions, but no span"
-            return whole(canvas, where, logits, sharp, t, s, rng)
-        if self.block is None or not bool(where.any()):
-            return self.step(canvas, own, logits, sharp, t, s, rng)
-        draw = self.draw(canvas, where)
-        return self.commit(draw, draw.of(logits, sharp, rng), t, s, rng)
+            return whole(canvas, seen, t, s, rng)
+        if not asked:
+            return self.step(canvas, seen, t, s, rng)
+        draw = self.draw(canvas, seen.where)
+        return self.commit(draw, draw.of(seen, rng), t, s, rng)
 
     def draw(self, canvas: Canvas, where: Tensor) -> "Draw":
         assert self.block is not None, "placed by the loop"
@@ -173,9 +158,8 @@ class Constrained:
         own = self.step.wanted(canvas, t, s, rng)
         if draw.rest.any():
             canvas = replace(canvas, memory={**canvas.memory, _SEEN: draw.seen})
-        logits, tokens = drawn.judged[own[where]], drawn.tokens[own]
-        only = torch.full_like(logits, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-        return self.step(canvas, own, logits, Sharp(only, own, canvas), t, s, rng)
+        judged = Prediction(drawn.judged[own[where]], own, canvas, (Only(drawn.tokens),))
+        return self.step(canvas, judged, t, s, rng)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +215,8 @@ class Draw:
     def rest(self) -> Ints:
         return self.block.rest[self.rows]
 
-    def of(self, logits: Tensor, sharp: Sharp, rng: Rng) -> Drawn:
+    def of(self, seen: Prediction, rng: Rng) -> Drawn:
+        logits = seen.logits
         plain, alive = self.live(logits), self.alive(logits)
         classes = self.by_class(plain)
         mass = self.filled(classes, 0.0, 1.0)
@@ -242,15 +227,15 @@ class Draw:
         beliefs = chains.believe(mass, np.where(self.open, ending, 1.0))
         given = plain + self.spread(self.logs(chains, beliefs.ratios(), mass, ending))
         judged = self.back(given, logits)
-        if sharp.greedy:
+        if seen.greedy:
             after = np.where(self.open, np.log(alive), np.nan)
             best = chains.likeliest(self.scores(plain), after)
             tokens = self.written(most_likely, plain, best)
             return Drawn(judged, tokens, plain, best, ending, beliefs)
         drawn = plain
-        if sharp.filters:
+        if seen.filters:
             # they change the law given the grammar: a nucleus may hold an end that is rare without
-            cut = Sharp(judged, self.where, self.canvas, sharp.filters).at(self.where)
+            cut = Prediction(judged, self.where, self.canvas, seen.filters).at(self.where)
             change = cut[:, self.order].float() - given
             drawn = self.live(self.back(plain + change.nan_to_num_(nan=-torch.inf), logits))
             mass = self.filled(self.by_class(drawn), 0.0, 1.0)

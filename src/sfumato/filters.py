@@ -228,3 +228,16 @@ class Allowed:
         width = where.shape[1]  # of a canvas that has grown, the first positions are meant
         at = F.pad(self.at, (0, max(0, width - self.at.shape[1])))[:, :width]
         return logits.masked_fill(at[where][:, None] & ~self.ids, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Only:
+    """Leaves what was chosen before alone, where something is drawn."""
+
+    tokens: Tensor  # [B, L]
+    sharpens = True
+
+    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
+        width = self.tokens.shape[1]  # a page of whole blocks may be wider, by given filling
+        own = self.tokens[where[:, :width]][:, None]
+        return torch.full_like(logits, -torch.inf).scatter(-1, own, 0.0)

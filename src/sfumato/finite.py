@@ -22,13 +22,14 @@ from torch import Tensor
 from sfumato.constrained import Constrained, Span
 from sfumato.corruption import Corruption
 from sfumato.data.tokenizer import SpecialIds
-from sfumato.filters import Allowed, divided
+from sfumato.filters import Allowed, Only, divided
 from sfumato.grammar import NOWHERE, SPACED, Automaton, Grammar
 from sfumato.logits import draw_tokens
 from sfumato.pages import Task
 from sfumato.rng import Rng
+from sfumato.step import Around, Prediction
 from sfumato.steps import LeftToRight
-from sfumato.types import Canvas, Sharp
+from sfumato.types import Canvas
 
 ROWS = 64  # that go through the network together
 PASSES = 256  # of one row, that scoring all texts may take
@@ -161,12 +162,12 @@ def draw_texts(
         tokens=torch.where((written >= 0) & ~noisy, written, task.canvas.tokens),
         noisy=noisy,
     )
-    rule = getattr(task.step, "step", task.step)  # the rule within the grammar
+    rule = task.step.rule  # without the grammar
     steps = task.options.num_steps
     if steps is not None and steps > int(noisy.sum(1).max()):
         steps = None  # not more than there are tokens
     options = replace(task.options, num_steps=steps, particles=1)
-    filters = (*divided(task.filters)[0], Written(written))
+    filters = (*divided(task.filters)[0], Only(written))
     return replace(task, options=options, canvas=canvas, step=rule, filters=filters)
 
 
@@ -232,7 +233,7 @@ def _score(
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scored(Around):
     """A rule that writes given tokens and notes in `nats`, its output, how probable they were."""
 
     step: LeftToRight
@@ -255,38 +256,13 @@ class Scored:
             columns=columns.clamp_max(last),
         )
 
-    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        return self.step.wanted(canvas, t, s, rng)
-
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
         assert self.rows is not None, "placed by the loop"
         assert self.columns is not None, "placed by the loop"
-        truth = self.laid[self.rows, self.columns]
-        own = logits.double()
+        where, truth = seen.where, self.laid[self.rows, self.columns]
+        own = seen.logits.double()
         logp = own.gather(1, truth[where][:, None])[:, 0] - own.logsumexp(1)
         rows = self.rows.expand_as(self.columns)
         self.nats[rows[where], self.columns[where]] = logp
         tokens = torch.where(where, truth, canvas.tokens)
         return replace(canvas, tokens=tokens, noisy=canvas.noisy & ~where)
-
-
-@dataclass(frozen=True)
-class Written:
-    """A filter that leaves what was drawn alone, where something is drawn."""
-
-    tokens: Tensor  # [B, W]
-    sharpens = True
-
-    def __call__(self, logits: Tensor, canvas: Canvas, where: Tensor) -> Tensor:
-        width = self.tokens.shape[1]  # a page of whole blocks may be wider, by given filling
-        own = self.tokens[where[:, :width]][:, None]
-        return torch.full_like(logits, -torch.inf).scatter(-1, own, 0.0)

@@ -15,7 +15,8 @@ from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError
 from sfumato.filters import divided
 from sfumato.rng import Rng
-from sfumato.types import Canvas, Denoiser, Filter, Sharp, Step
+from sfumato.step import Prediction, Step
+from sfumato.types import Canvas, Denoiser, Filter, LeavesOut, Look
 
 
 def blank(corruption: Corruption, template: Tensor, fixed: Tensor, rng: Rng) -> Canvas:
@@ -74,24 +75,22 @@ def denoise(
     plain, sharpening = divided(filters)
     device = canvas.tokens.device
     times = times.to(device).expand(len(canvas.tokens), -1)
-    reopens = getattr(step, "reopens", False)
-    stays = not (reopens or getattr(step, "revises", False))
-    look = denoiser.leave_one_out if getattr(step, "verifies", False) else denoiser  # type: ignore[attr-defined]
+    stays = not (step.reopens or step.revises)
+    look = leave_one_out(denoiser) if step.verifies else denoiser
     for number in range(times.shape[1] - 1):
         now, then, draws = times[:, number], times[:, number + 1], rng.fold(number)
         where = step.wanted(canvas, now, then, draws)
-        seen = step.told(canvas, now, draws) if hasattr(step, "told") else now  # type: ignore[attr-defined]
         logits = torch.zeros((0, 1), device=device)
         if bool(where.any()):
-            logits = look(canvas.tokens, seen.float(), where)
+            logits = look(canvas.tokens, step.told(canvas, now, draws).float(), where)
             for change in plain:
                 logits = change(logits, canvas, where)
-        sharp = Sharp(logits, where, canvas, sharpening)
-        canvas = step(canvas, where, logits, sharp, now, then, draws)
+        seen = Prediction(logits, where, canvas, sharpening)
+        canvas = step(canvas, seen, now, then, draws)
         if ends and stays:
             canvas = filled(canvas, ends, filler)
         yield canvas
-        if not (reopens or bool(canvas.noisy.any())):
+        if not (step.reopens or bool(canvas.noisy.any())):
             return
 
 
@@ -134,7 +133,6 @@ def generate(
             f"num_steps {num_steps} is less than the {most} blocks of {size} to write; use "
             f"num_steps={most} or larger blocks"
         )
-    reopens = getattr(step, "reopens", False)
     _check_lookahead(step, lookahead and int(noisy.any(0).sum()) > 1)
     if not bool(canvas.noisy.any()):
         yield canvas
@@ -160,12 +158,12 @@ def generate(
         rows, width = part.tokens.shape
         at = (slice(None), slice(start, start + width))
         wide = [on_page(change, canvas, at) for change in filters]
-        rule = placed(step, canvas, range(rows), [start] * rows, width)
+        rule = step.within(canvas, range(rows), [start] * rows, width)
         ending = {"ends": ends, "filler": filler}
         pages = denoise(around, part, rule, times, rng.fold(number), filters=wide, **ending)
         for tick, part in enumerate(pages, 1):
             canvas = _paste(canvas, start, part)
-            over = tick == times.shape[-1] - 1 or not (reopens or bool(part.noisy.any()))
+            over = tick == times.shape[-1] - 1 or not (step.reopens or bool(part.noisy.any()))
             if ends and over:  # what a block holds now it keeps, whatever the rule
                 canvas = filled(canvas, ends, filler)
             yield canvas
@@ -174,13 +172,22 @@ def generate(
         denoiser = denoiser.given(left=part.tokens)
 
 
+def leave_one_out(denoiser: Denoiser) -> Look:
+    """How a denoiser reads each position as if it were masked; raises if it cannot."""
+    if not isinstance(denoiser, LeavesOut):
+        raise ConfigError(
+            f"a step rule that verifies needs leave_one_out, which {type(denoiser).__name__} has "
+            "not; use another step"
+        )
+    return denoiser.leave_one_out
+
+
 def _check_lookahead(step: Step, sees_later: bool) -> None:
     """Raise if a block would see noise on its right that may be text."""
-    corruption = getattr(step, "corruption", None)  # a rule without one decides masks
-    if sees_later and corruption is not None and not corruption.absorbing:
+    if sees_later and not step.absorbing:
         raise ConfigError(
-            f"with {type(corruption).__name__.lower()} noise a block cannot see later blocks: "
-            "their noise is stronger than its own, and could be text; use lookahead=False"
+            "with noise other than masks a block cannot see later blocks: their noise is stronger "
+            "than its own, and could be text; use lookahead=False"
         )
 
 
@@ -203,13 +210,6 @@ def behind_end(page: Canvas, ends: Sequence[int]) -> Tensor:
     found = torch.isin(page.tokens, torch.tensor(ends, device=page.tokens.device))
     found &= ~page.fixed & (~page.noisy).long().cumprod(1).bool()
     return (found.cumsum(1) > found.long()) & ~page.fixed
-
-
-def placed(step: Step, page: Canvas, rows: Sequence[int], starts: Sequence[int], size: int) -> Step:
-    """The rule for blocks of some rows of a page; some rules have to know where these are."""
-    if not hasattr(step, "within"):
-        return step
-    return step.within(page, rows, starts, size)  # type: ignore[attr-defined]
 
 
 Place = tuple[slice | Tensor, slice | Tensor]  # an index of a page [B, L]: where a block of it is

@@ -26,8 +26,9 @@ from sfumato.generate import behind_end
 from sfumato.logits import confidences
 from sfumato.models.attend import HIDDEN
 from sfumato.rng import Rng
+from sfumato.step import Prediction, Step
 from sfumato.steps import spread
-from sfumato.types import MOVED, Canvas, Filter, Sharp, Step
+from sfumato.types import MOVED, Canvas, Filter
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,11 @@ class _Writer:
     def busy(self, canvas: Canvas, now: _Block) -> Tensor:
         """[B] whether a row's block is still written."""
         left = (canvas.noisy & _between(canvas, now.begin, now.stop)).any(1)
-        return (now.owed > 0) & (left | getattr(self.step, "reopens", False))
+        return (now.owed > 0) & (left | self.step.reopens)
 
     def look(self, canvas: Canvas, width: Tensor, t: Tensor, where: Tensor) -> Tensor:
         """Logits [N, V] at `where`; what a row lacks to the widest is hidden."""
-        verifies = getattr(self.step, "verifies", False)
-        read = self.denoiser.leave_one_out if verifies else self.denoiser
+        read = self.denoiser.leave_one_out if self.step.verifies else self.denoiser
         segments = torch.where(_between(canvas, 0, width), 0, HIDDEN)
         hides = {"segments": segments} if bool((segments == HIDDEN).any()) else {}
         return read(canvas.tokens, t.float(), where, **hides)
@@ -187,7 +187,7 @@ class _Writer:
         s = torch.where(busy, owed / total, 0.0)
         draws = now.rng.fold(tick)
         where = self.step.wanted(part, t, s, draws)
-        seen = self.step.told(part, t, draws) if hasattr(self.step, "told") else t  # type: ignore[attr-defined]
+        seen = self.step.told(part, t, draws)
         room = busy & (width < self.most)
         tail = self.tail(canvas, width) & canvas.noisy & room[:, None]
         doubted = part.noisy & room[:, None]
@@ -224,8 +224,7 @@ class _Writer:
         if bool(where.any()):
             for change in plain:
                 logits = change(logits, canvas, where)
-        sharp = Sharp(logits, where, canvas, sharpening)
-        new = self.step(part, where, logits, sharp, t, s, draws)
+        new = self.step(part, Prediction(logits, where, canvas, sharpening), t, s, draws)
         noisy = new.noisy | (canvas.noisy & ~part.noisy)
         return replace(new, noisy=noisy, fixed=canvas.fixed)
 
@@ -236,7 +235,7 @@ class _Writer:
 
     def _padded(self, canvas: Canvas, width: Tensor, now: _Block, busy: Tensor) -> Canvas:
         """Padding behind the end of texts that are over, and behind the block of an end."""
-        if not getattr(self.step, "revises", False):
+        if not self.step.revises:
             rest = behind_end(canvas, self.ends) & _between(canvas, 0, width)
             tokens = canvas.tokens.masked_fill(rest, self.filler)
             canvas = replace(canvas, tokens=tokens, noisy=canvas.noisy & ~rest)

@@ -34,8 +34,9 @@ from sfumato.objectives import (
 )
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
-from sfumato.steps import Chooser, commit, spread
-from sfumato.types import Batch, Canvas, Denoiser, Filter, Objective, Sharp, Step, Trainable
+from sfumato.step import Around, Chooser, Prediction, Step, commit
+from sfumato.steps import spread
+from sfumato.types import Batch, Canvas, Denoiser, Filter, Objective, Trainable
 
 
 @dataclass(frozen=True)
@@ -412,29 +413,17 @@ def by_decoder(
 
 
 @dataclass(frozen=True)
-class _Retrace:
+class _Retrace(Around):
     """Decides where `step` would, but writes the truth, and remembers how probable it was."""
 
     step: Chooser
     exact = True
 
-    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        return self.step.wanted(canvas, t, s, rng)
-
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        chosen = self.step.choose(canvas, where, logits, t, s)
-        truth = canvas.memory["truth"]
-        nll = -sharp.at(where).double().log_softmax(-1).gather(-1, truth[where][:, None])[:, 0]
-        hit = (logits.argmax(-1) == truth[where]).double()
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        chosen = self.step.choose(canvas, seen, t, s)
+        where, truth = seen.where, canvas.memory["truth"]
+        nll = -seen.at(where).double().log_softmax(-1).gather(-1, truth[where][:, None])[:, 0]
+        hit = (seen.logits.argmax(-1) == truth[where]).double()
         memory = {
             "truth": truth,
             "nats": torch.where(chosen, spread(nll, where, 0.0), canvas.memory["nats"]),

@@ -37,7 +37,8 @@ from sfumato.grammar import Grammar
 from sfumato.growing import Growth
 from sfumato.rules import STEPS as STEPS
 from sfumato.rules import StepGiven, rule_for, rule_name
-from sfumato.types import Filter, Step
+from sfumato.step import Step
+from sfumato.types import Filter
 
 DEFAULTS = Remedy(CheckpointError, "mend it there, or take it away: it holds a model's defaults")
 _ANY = Masked(2, 1)  # any corruption
@@ -154,7 +155,7 @@ class GenerationOptions:
 
     def in_blocks(self, size: int, shift: bool) -> "GenerationOptions":
         """How a model of blocks writes: every block after clean text."""
-        if shift and getattr(self.rule(_ANY), "verifies", False):
+        if shift and self.rule(_ANY).verifies:
             raise ConfigError(
                 f"step '{rule_name(self.step)}' leaves single positions out of a pass, and this "
                 "model reads the token before each of them; use another step"
@@ -176,7 +177,7 @@ class GenerationOptions:
             )
         if self.block is None:
             raise ConfigError("approx_cache keeps what is around a block; set block, such as 32")
-        if hasattr(self.rule(corruption), "verifies"):
+        if self.rule(corruption).verifies:
             raise ConfigError(
                 f"step '{self.step}' looks at every position anew, so nothing can be kept; "
                 "leave approx_cache out"
@@ -229,7 +230,7 @@ class GenerationOptions:
         """The step rule, for a diffusion model of this corruption."""
         given = self.step or "ancestral"
         rule = rule_for(given, corruption, self.step_options)
-        if not corruption.absorbing and getattr(rule, "corruption", None) is None:
+        if not corruption.absorbing and rule.absorbing:
             raise ConfigError(
                 f"step '{rule_name(given)}' needs a masked model, and this one was trained on "
                 f"{type(corruption).__name__.lower()} noise; use step='ancestral'"

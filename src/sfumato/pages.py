@@ -15,7 +15,8 @@ from sfumato.grammar import SPACED
 from sfumato.options import GenerationOptions
 from sfumato.rng import Rng
 from sfumato.rules import rule_name
-from sfumato.types import MOVED, Canvas, Filter, Step
+from sfumato.step import Step
+from sfumato.types import MOVED, Canvas, Filter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -43,8 +43,9 @@ from sfumato.lattice import FLOOR, Floats
 from sfumato.pages import Task
 from sfumato.rng import Rng
 from sfumato.rules import rule_name
-from sfumato.steps import Ancestral, Chooser, FirstHitting, RandomOrder
-from sfumato.types import Canvas, Sharp
+from sfumato.step import Around, Chooser, Prediction
+from sfumato.steps import Ancestral, FirstHitting, RandomOrder
+from sfumato.types import Canvas
 
 _CANVASES = 5  # random streams of a task: of the canvases of a row, and of who is drawn
 _CHOSEN = 6
@@ -53,20 +54,19 @@ _AGAIN = 4  # of a step, for resampling
 
 def check_particles(task: Task) -> None:
     """Raise where weights would be wrong."""
-    options, rule = task.options, getattr(task.step, "step", task.step)
+    options, rule = task.options, task.step.rule
     if options.particles == 1:
         return
     cells = len(task.rows) * options.particles, task.canvas.tokens.shape[1]
     check_size(*cells, options.num_steps)
     right = isinstance(rule, Ancestral | FirstHitting | RandomOrder | Chooser)
-    odd = any(getattr(rule, name, False) for name in ("revises", "reopens", "verifies"))
-    corruption = getattr(rule, "corruption", None)
+    odd = rule.revises or rule.reopens or rule.verifies or not rule.absorbing
     for wrong, reason in (
         (options.free, "particles weigh texts of a grammar; give one, or leave particles out"),
         (options.temperature == 0, "particles are drawn; use a temperature above 0"),
         (options.approx_cache is not None, "particles know no approx_cache; leave it out"),
         (
-            odd or not right or not getattr(corruption, "absorbing", True),
+            odd or not right,
             f"step '{rule_name(options.step or 'ancestral')}' looks at the tokens that it draws; "
             "particles need one that does not, such as 'left_to_right' or 'random'",
         ),
@@ -131,47 +131,30 @@ def multiplied(task: Task, count: int, copies: bool) -> tuple[Task, Tensor]:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(Around):
     """A rule within a grammar for rows of `count` canvases, which notes their weights in `nats`."""
 
-    rule: Constrained
+    step: Constrained
     count: int
     copies: bool  # the canvases of a row are written together, and may be drawn anew
     nats: Tensor = field(repr=False)  # [B * K, 2] log of weights, and of what completes a canvas
     rows: Tensor | None = None  # [n] of the page that a block belongs to
     exact = False
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "told":
-            return getattr(self.rule, name)
-        raise AttributeError(f"'Weighted' object has no attribute {name!r}")
-
     def within(
         self, page: Canvas, rows: Sequence[int], starts: Sequence[int], width: int
     ) -> "Weighted":
-        rule = self.rule.within(page, rows, starts, width)
-        return replace(self, rule=rule, rows=torch.tensor(list(rows)))
+        step = self.step.within(page, rows, starts, width)
+        return replace(self, step=step, rows=torch.tensor(list(rows)))
 
-    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        return self.rule.wanted(canvas, t, s, rng)
-
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        if self.rule.block is None or not bool(where.any()):
-            return self.rule(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        if self.step.block is None or not bool(seen.where.any()):
+            return self.step(canvas, seen, t, s, rng)
         assert self.rows is not None, "placed by the loop"
-        draw = self.rule.draw(canvas, where)
-        drawn = draw.of(logits, sharp, rng)
-        new = self.rule.commit(draw, drawn, t, s, rng)
-        own = sharp.at(where).float().log_softmax(1)  # the law without the grammar
+        draw = self.step.draw(canvas, seen.where)
+        drawn = draw.of(seen, rng)
+        new = self.step.commit(draw, drawn, t, s, rng)
+        own = seen.at(seen.where).float().log_softmax(1)  # the law without the grammar
         after = replace(draw, canvas=new)
         # one of several gaps may be a chain each
         chains = self.rows[torch.from_numpy(draw.block.rows[draw.rows])]

@@ -15,8 +15,9 @@ from torch import Tensor
 from sfumato.logits import log_odds
 from sfumato.revising import Wino
 from sfumato.rng import Rng
-from sfumato.steps import Klass, commit, draw_at, highest, odds_of, spread
-from sfumato.types import Canvas, Sharp
+from sfumato.step import Prediction, commit, draw_at
+from sfumato.steps import Klass, highest, odds_of, spread
+from sfumato.types import Canvas
 
 _UNSEEN = 30  # as many as WINO's authors take for decided before the first step
 _TINY = 1e-12  # KLASS's authors add it to probabilities
@@ -27,18 +28,9 @@ class WinoPublished(Wino):
     """WINO (arXiv 2507.18578) as in its authors' code: confidence is of the token that was drawn;
     fewer are taken back than the step BEFORE decided, and none where this one decides but one."""
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        tokens = draw_at(canvas, canvas.noisy & where, sharp, rng)
-        odds = spread(log_odds(logits, tokens[where]), where, -torch.inf)
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        where, tokens = seen.where, draw_at(canvas, canvas.noisy & seen.where, seen, rng)
+        odds = spread(log_odds(seen.logits, tokens[where]), where, -torch.inf)
         left = canvas.noisy.sum(1)
         sure = (canvas.noisy & (odds > odds_of(self.draft))).sum(1)
         count = sure.minimum((0.7 * left).long().clamp(5, 20)).clamp_min(1)
@@ -62,33 +54,25 @@ class KlassPublished(Klass):
     """KLASS (arXiv 2511.05664) as in its authors' code: the surest of an even share only where
     nothing is stable, a share that does not shrink when the steps before decided more."""
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        probs, left = logits.double().softmax(-1), canvas.noisy.sum(1)
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        where, left = seen.where, canvas.noisy.sum(1)
+        probs = seen.logits.double().softmax(-1)
         calm, total = torch.zeros_like(canvas.tokens), left
         if "probs" in canvas.memory:
             total = canvas.memory["total"][:, 0]
             before = canvas.memory["probs"][where]
             moved = (probs * ((probs + _TINY).log() - (before + _TINY).log())).sum(-1)
             calm[where] = torch.where(moved < self.eps, canvas.memory["calm"][where] + 1, 0)
-        odds = spread(log_odds(logits), where, -torch.inf)
+        odds = spread(log_odds(seen.logits), where, -torch.inf)
         stable = canvas.noisy & (calm >= self.patience) & (odds > odds_of(self.level))
         steps = (1 / (t - s).clamp_min(1e-9)).round().long()
         passed = ((1 - t) * steps).round().long()
         share = total // steps + (passed < total % steps)
         share = torch.where(s <= 0, left, torch.where(stable.any(1), 0, share))
         chosen = stable | highest(odds, canvas.noisy, share)
-        seen = torch.zeros((*canvas.tokens.shape, probs.shape[-1]), dtype=torch.float64)
-        seen = seen.to(probs.device)
-        seen[where] = probs
-        new = commit(canvas, chosen, draw_at(canvas, chosen, sharp, rng))
-        kept = {"probs": seen, "calm": calm, "total": total[:, None].expand(canvas.tokens.shape)}
+        whole = torch.zeros((*canvas.tokens.shape, probs.shape[-1]), dtype=torch.float64)
+        whole = whole.to(probs.device)
+        whole[where] = probs
+        new = commit(canvas, chosen, draw_at(canvas, chosen, seen, rng))
+        kept = {"probs": whole, "calm": calm, "total": total[:, None].expand(canvas.tokens.shape)}
         return replace(new, memory={**canvas.memory, **kept})

@@ -20,8 +20,9 @@ from sfumato.generate import blank, denoise, even_times, generate, one_each
 from sfumato.models.attend import HIDDEN, BlockCausal, NoisyBlocks
 from sfumato.models.cache import KeyValues
 from sfumato.rng import Rng
-from sfumato.steps import Ancestral, Chooser, Klass, RandomOrder, spread
-from sfumato.types import Batch, Canvas, Denoiser, Sharp, Step
+from sfumato.step import Around, Chooser, Prediction, Step
+from sfumato.steps import Ancestral, Klass, RandomOrder, spread
+from sfumato.types import Batch, Canvas, Denoiser
 
 ROOM = 2**27  # logits that are remembered, at most: 0.5 GB
 
@@ -233,31 +234,13 @@ class Remembered:
 
 
 @dataclass(frozen=True)
-class Following:
+class Following(Around):
     """A rule whose tokens are the true ones, remembering how probable they were."""
 
-    step: Step
-
-    @property
-    def exact(self) -> bool:
-        return self.step.exact
-
-    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        return self.step.wanted(canvas, t, s, rng)
-
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        after = self.step(canvas, where, logits, sharp, t, s, rng)
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        after = self.step(canvas, seen, t, s, rng)
         decided = canvas.noisy & ~after.noisy
-        own, truth = logits[decided[where]].double(), canvas.memory["truth"][decided]
+        own, truth = seen.logits[decided[seen.where]].double(), canvas.memory["truth"][decided]
         nll = own.logsumexp(-1) - own.gather(-1, truth[:, None])[:, 0]
         nats = torch.where(decided, spread(nll, decided, 0.0), canvas.memory["nats"])
         return replace(after, memory={**after.memory, "nats": nats})

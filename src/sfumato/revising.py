@@ -15,16 +15,9 @@ from sfumato.errors import ConfigError
 from sfumato.logits import log_odds, probability_of
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule
-from sfumato.steps import (
-    PLACES,
-    RENOISE,
-    commit,
-    draw_at,
-    highest,
-    odds_of,
-    spread,
-)
-from sfumato.types import Canvas, Sharp
+from sfumato.step import PLACES, RENOISE, Prediction, Step, commit, draw_at
+from sfumato.steps import highest, odds_of, spread
+from sfumato.types import Canvas
 
 Eta = Annotated[float, Field(ge=0, le=1, description="use 0.02")]
 
@@ -118,7 +111,7 @@ class Plateau:
 
 
 @dataclass(frozen=True)
-class Remasking:
+class Remasking(Step):
     """ReMDM (arXiv 2503.00307, eq. 5-7): decided tokens are masked again with probability sigma,
     and the chance of revealing grows so that the marginals stay those of the process.
 
@@ -136,11 +129,10 @@ class Remasking:
     trained: Schedule | None = None  # the network's, if it is told the time and this is another
     revises = True
     reopens = True  # also what is wholly decided: to stop there would favour what was drawn at once
-    __post_init__ = check_fields
 
-    @property
-    def exact(self) -> bool:
-        return not self.by_confidence
+    def __post_init__(self):
+        check_fields(self)
+        vars(self).update(exact=not self.by_confidence)
 
     def law(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """sigma, of each decided token or of all together, and the chance of revealing: [B]."""
@@ -169,22 +161,13 @@ class Remasking:
         u = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
         return canvas.noisy & (u < self.law(t, s)[1][:, None])
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        tokens = draw_at(canvas, where, sharp, rng)
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        where, tokens = seen.where, draw_at(canvas, seen.where, seen, rng)
         again = rng.fold(RENOISE).uniform(canvas.tokens.shape[1]) < self.sigma(canvas, t, s)
         memory = canvas.memory
         if self.by_confidence:
             known = memory.get("confidence", torch.ones_like(tokens, dtype=torch.float32))
-            sure = probability_of(tokens[where], logits)
+            sure = probability_of(tokens[where], seen.logits)
             known = torch.where(where, spread(sure, where, 0.0), known)
             memory = {**memory, "confidence": known}
         new = commit(canvas, where, tokens)
@@ -211,7 +194,7 @@ def loop(
 
 
 @dataclass(frozen=True)
-class Wino:
+class Wino(Step):
     """Draft wide, verify narrow (WINO, arXiv 2507.18578): decide every position above `draft`,
     at most max(5, min(20, 0.7 left)) of them; take back those whose leave-one-out probability
     falls below `verify`, always fewer than were newly decided, so that it ends.
@@ -233,24 +216,15 @@ class Wino:
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         return ~canvas.fixed & canvas.noisy.any(1, keepdim=True)
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        tokens = draw_at(canvas, canvas.noisy & where, sharp, rng)
-        scores = spread(log_odds(logits), where, -torch.inf)
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        where, tokens = seen.where, draw_at(canvas, canvas.noisy & seen.where, seen, rng)
+        scores = spread(log_odds(seen.logits), where, -torch.inf)
         left = canvas.noisy.sum(1)
         cap = (0.7 * left).long().clamp(5, 20)
         sure = (canvas.noisy & (scores > odds_of(self.draft))).sum(1)
         count = torch.where(s <= 0, left, sure.minimum(cap).clamp_min(1)).minimum(left)
         chosen = highest(scores, canvas.noisy, count)
-        standing = spread(log_odds(logits, canvas.tokens[where]), where, torch.inf)
+        standing = spread(log_odds(seen.logits, canvas.tokens[where]), where, torch.inf)
         decided = where & ~canvas.noisy
         room = torch.where(s <= 0, 0, (count - 1).clamp_min(0))
         back = highest(-standing, decided & (standing < odds_of(self.verify)), room)

@@ -15,6 +15,7 @@ from sfumato.errors import ConfigError, near
 from sfumato.own import is_own, make_part, own_part
 from sfumato.published import KlassPublished, WinoPublished
 from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
+from sfumato.step import Step
 from sfumato.steps import (
     Ancestral,
     EntropyBound,
@@ -29,7 +30,6 @@ from sfumato.steps import (
     TopConfidence,
     TopProbability,
 )
-from sfumato.types import Step
 
 # what a user may give as a step: `rule_for` says what becomes of it
 StepGiven = Annotated[str | Callable[..., Any] | None, PlainValidator(lambda given: given)]
@@ -105,21 +105,17 @@ def rule_for(given: object, corruption: Corruption, options: Mapping[str, float]
         return STEPS[given](corruption, options)
     name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
     own = own_part(given, "step") if isinstance(given, str) else given
-    if (callable(own) and not hasattr(own, "wanted")) or isinstance(own, type):
+    if callable(own) and not isinstance(own, Step):
         own = make_part(own, f"step {name}", "a corruption", (corruption,), options)
     elif options:
         raise ConfigError(f"step {name} is a rule as it is: put its options {[*options]} into it")
-    for wanted, there in (
-        ("`exact`, True or False", isinstance(getattr(own, "exact", None), bool)),
-        ("a method `wanted`", callable(getattr(own, "wanted", None))),
-        ("a method `__call__`", callable(own)),
-    ):
-        if not there:
-            raise ConfigError(
-                f"step must be the name of a rule, package.module:Rule, or a rule; {name} has not "
-                f"{wanted}: see docs/adding.md, and try it with sfumato.testing.check_step"
-            )
-    return own  # type: ignore[return-value]
+    if not isinstance(own, Step):
+        raise ConfigError(
+            f"step must be the name of a rule, package.module:Rule, or a rule; {name} is none: "
+            "derive it from sfumato.step.Step, and try it with sfumato.testing.check_step "
+            "(docs/adding.md)"
+        )
+    return own
 
 
 def rule_name(given: object) -> str | None:

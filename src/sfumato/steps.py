@@ -5,16 +5,13 @@ the rule samples the model's own law; tests hold it to that. A rule whose choice
 at the drawn tokens is biased towards the mode, however many steps it takes; one that looks only at
 the state and the logits is not.
 
-Rules that `choose` positions from the state and the logits alone have an exact likelihood
-(`likelihood.by_decoder`).
-
-Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B]. Choices look at
-`logits`, tokens are drawn from `sharp`, the same after temperature, top-k and the like.
+Shapes: canvas [B, L]; logits [N, V] at the positions `where` [B, L]; t > s [B]. `step` has what a
+rule is, and the parts that all rules share.
 """
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +20,13 @@ from torch import Tensor
 
 from sfumato.arguments import Count, Positive, check_fields
 from sfumato.corruption import Corruption
-from sfumato.logits import (
-    draw_tokens,
-    entropies,
-    lead_odds,
-    log_odds,
-    most_likely,
-)
+from sfumato.logits import entropies, lead_odds, log_odds
 from sfumato.rng import Rng
 from sfumato.schedules import Schedule, reveal_rate
-from sfumato.types import Canvas, Sharp, Step
+from sfumato.step import PLACES, RENOISE, Chooser, Prediction, Step, commit, draw_at
+from sfumato.types import Canvas
 
 Level = Annotated[float, Field(gt=0, le=1, description="use 0.9")]
-TOKENS, PLACES, RENOISE = 0, 1, 2  # what a step's random streams are for
 
 # --- the parts that rules share ---
 
@@ -71,63 +62,19 @@ def odds_of(probability: float) -> float:
     return math.inf if probability == 1 else math.log(probability) - math.log1p(-probability)
 
 
-def commit(canvas: Canvas, chosen: Tensor, tokens: Tensor) -> Canvas:
-    """Write `tokens` [B, L] at the chosen positions, which are decided from now on."""
-    return replace(
-        canvas,
-        tokens=torch.where(chosen, tokens, canvas.tokens),
-        noisy=canvas.noisy & ~chosen,
-    )
-
-
-def draw_at(canvas: Canvas, chosen: Tensor, sharp: Sharp, rng: Rng) -> Tensor:
-    """Tokens [B, L], drawn anew at the chosen positions, which `sharp` must know."""
-    tokens = canvas.tokens.clone()
-    if sharp.greedy:
-        tokens[chosen] = most_likely(sharp.plain(chosen))
-    else:
-        u = rng.fold(TOKENS).uniform(canvas.tokens.shape[1])
-        tokens[chosen] = draw_tokens(sharp.at(chosen), u[chosen])
-    return tokens
-
-
-@runtime_checkable
-class Chooser(Step, Protocol):
-    """A rule whose choice depends on the state and the logits alone."""
-
-    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """[B, L] bool, the positions to decide."""
-        ...
-
-
-def decide(
-    rule: Chooser,
-    canvas: Canvas,
-    where: Tensor,
-    logits: Tensor,
-    sharp: Sharp,
-    t: Tensor,
-    s: Tensor,
-    rng: Rng,
-) -> Canvas:
-    chosen = rule.choose(canvas, where, logits, t, s)
-    return commit(canvas, chosen, draw_at(canvas, chosen, sharp, rng))
-
-
-def all_noisy(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-    return canvas.noisy
-
-
 # --- rules whose choice of positions needs no logits: only those positions are computed ---
 
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(Step):
     """The reverse process itself, for any corruption (D3PM, MDLM, GIDD)."""
 
     corruption: Corruption
     exact = True
-    __post_init__ = check_fields
+
+    def __post_init__(self):
+        check_fields(self)
+        vars(self).update(absorbing=self.corruption.absorbing)
 
     def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         if not self.corruption.absorbing:
@@ -135,32 +82,23 @@ class Ancestral:
         u = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
         return canvas.noisy & (u < reveal_rate(self.corruption.schedule, t, s)[:, None])
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
         if self.corruption.absorbing:
-            return commit(canvas, where, draw_at(canvas, where, sharp, rng))
-        shape = canvas.tokens.shape
+            return commit(canvas, seen.where, draw_at(canvas, seen.where, seen, rng))
+        where, shape = seen.where, canvas.tokens.shape
         law = self.corruption.posterior(
-            sharp.at(where).double().softmax(-1),
+            seen.at(where).double().softmax(-1),
             canvas.tokens[where],
             t.double()[:, None].expand(shape)[where],
             s.double()[:, None].expand(shape)[where],
         )
-        tokens = draw_at(canvas, where, Sharp(law.log(), where, canvas), rng)
+        tokens = draw_at(canvas, where, Prediction(law.log(), where, canvas), rng)
         done = (s <= 0)[:, None]
         return replace(canvas, tokens=tokens, noisy=canvas.noisy & ~done)
 
 
 @dataclass(frozen=True)
-class FirstHitting:
+class FirstHitting(Step):
     """One position a step, chosen evenly, at the very time when the process would reveal it
     (Zheng et al., arXiv 2409.02908, section 4.1): no error of time steps. The network is told that
     very time. What is left at the end goes at once.
@@ -175,18 +113,9 @@ class FirstHitting:
         count = torch.where(s <= 0, canvas.noisy.sum(1), 1)
         return highest(scores, canvas.noisy, count)
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
         time = self.told(canvas, t, rng)[:, None].expand(canvas.tokens.shape)
-        new = commit(canvas, where, draw_at(canvas, where, sharp, rng))
+        new = commit(canvas, seen.where, draw_at(canvas, seen.where, seen, rng))
         return replace(new, memory={**canvas.memory, "time": time})
 
     def told(self, canvas: Canvas, t: Tensor, rng: Rng) -> Tensor:
@@ -198,7 +127,7 @@ class FirstHitting:
 
 
 @dataclass(frozen=True)
-class RandomOrder:
+class RandomOrder(Step):
     """The schedule's share of positions, chosen evenly."""
 
     schedule: Schedule
@@ -209,21 +138,12 @@ class RandomOrder:
         scores = rng.fold(PLACES).uniform(canvas.tokens.shape[1])
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        return commit(canvas, where, draw_at(canvas, where, sharp, rng))
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        return commit(canvas, seen.where, draw_at(canvas, seen.where, seen, rng))
 
 
 @dataclass(frozen=True)
-class LeftToRight:
+class LeftToRight(Chooser):
     """The schedule's share of positions, leftmost first: with one a step, autoregression."""
 
     schedule: Schedule
@@ -235,17 +155,15 @@ class LeftToRight:
         count = quota(canvas, self.schedule, t, s)
         return highest(-places.expand_as(canvas.tokens).double(), canvas.noisy, count)
 
-    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return where
-
-    __call__ = decide
+    def choose(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor) -> Tensor:
+        return seen.where
 
 
 # --- rules that rank positions by their logits ---
 
 
 @dataclass(frozen=True)
-class TopConfidence:
+class TopConfidence(Step):
     """The schedule's share, by the probability of the token that was DRAWN (LLaDA, MaskGIT).
 
     Biased towards the mode even with a perfect denoiser: a likely draw is decided earlier.
@@ -253,111 +171,88 @@ class TopConfidence:
 
     schedule: Schedule
     exact = False
-    wanted = all_noisy
     __post_init__ = check_fields
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        tokens = draw_at(canvas, where, sharp, rng)
-        scores = spread(log_odds(logits, tokens[where]), where, -torch.inf)
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        where, tokens = seen.where, draw_at(canvas, seen.where, seen, rng)
+        scores = spread(log_odds(seen.logits, tokens[where]), where, -torch.inf)
         chosen = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
         return commit(canvas, chosen, tokens)
 
 
 @dataclass(frozen=True)
-class TopProbability:
+class TopProbability(Chooser):
     """The schedule's share, by the probability of the most likely token."""
 
     schedule: Schedule
     exact = True
-    wanted = all_noisy
     __post_init__ = check_fields
 
-    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(log_odds(logits), where, -torch.inf)
+    def choose(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(log_odds(seen.logits), seen.where, -torch.inf)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
-
-    __call__ = decide
 
 
 @dataclass(frozen=True)
-class Margin:
+class Margin(Chooser):
     """The schedule's share, by how far the most likely token leads (arXiv 2502.06768)."""
 
     schedule: Schedule
     exact = True
-    wanted = all_noisy
     __post_init__ = check_fields
 
-    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(lead_odds(logits), where, -torch.inf)
+    def choose(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(lead_odds(seen.logits), seen.where, -torch.inf)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
-
-    __call__ = decide
 
 
 @dataclass(frozen=True)
-class LowEntropy:
+class LowEntropy(Chooser):
     """The schedule's share, surest first by entropy (Dream)."""
 
     schedule: Schedule
     exact = True
-    wanted = all_noisy
     __post_init__ = check_fields
 
-    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(-entropies(logits), where, -torch.inf)
+    def choose(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(-entropies(seen.logits), seen.where, -torch.inf)
         return highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
-
-    __call__ = decide
 
 
 # --- rules that decide as many positions as they dare, and at least the schedule's share ---
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(Chooser):
     """Every position whose most likely token reaches `level` (Fast-dLLM, arXiv 2505.22618)."""
 
     schedule: Schedule
     level: Level = 0.9
     exact = False
-    wanted = all_noisy
 
     def __post_init__(self):
         check_fields(self, level="threshold level")
 
-    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(log_odds(logits), where, -torch.inf)
+    def choose(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(log_odds(seen.logits), seen.where, -torch.inf)
         share = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
         return share | (canvas.noisy & (scores >= odds_of(self.level)))
 
-    __call__ = decide
-
 
 @dataclass(frozen=True)
-class Factor:
+class Factor(Chooser):
     """The most positions n with (n + 1)(1 - c_n) < factor, c_n the n-th highest confidence
     (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
 
     schedule: Schedule
     factor: Annotated[float, Field(gt=0, description="use 1")] = 1.0
     exact = False
-    wanted = all_noisy
 
     def __post_init__(self):
         check_fields(self)
 
-    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        scores = spread(log_odds(logits), where, -torch.inf)
+    def choose(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor) -> Tensor:
+        scores = spread(log_odds(seen.logits), seen.where, -torch.inf)
         doubt = scores.neg().sigmoid().masked_fill(~canvas.noisy, torch.inf).sort(1).values
         number = torch.arange(1, scores.shape[1] + 1, device=scores.device)
         allowed = (number + 1) * doubt < self.factor
@@ -365,11 +260,9 @@ class Factor:
         count = torch.maximum(most, quota(canvas, self.schedule, t, s))
         return highest(scores, canvas.noisy, count)
 
-    __call__ = decide
-
 
 @dataclass(frozen=True)
-class EntropyBound:
+class EntropyBound(Chooser):
     """The longest run of surest positions whose joint entropy error stays below `gamma` nats:
     the sum of their entropies less the largest (EB-Sampler, arXiv 2505.24857).
 
@@ -378,17 +271,13 @@ class EntropyBound:
 
     schedule: Schedule
     gamma: Annotated[float, Field(ge=0, description="in nats")] = 0.1
-    wanted = all_noisy
 
     def __post_init__(self):
         check_fields(self, gamma="entropy bound gamma")
+        vars(self).update(exact=self.gamma == 0)
 
-    @property
-    def exact(self) -> bool:
-        return self.gamma == 0
-
-    def choose(self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        entropy = spread(entropies(logits), where, torch.inf)
+    def choose(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor) -> Tensor:
+        entropy = spread(entropies(seen.logits), seen.where, torch.inf)
         ordered = entropy.masked_fill(~canvas.noisy, torch.inf).sort(1).values
         error = F.pad(
             ordered[:, :-1].cumsum(1), (1, 0)
@@ -397,11 +286,9 @@ class EntropyBound:
         count = torch.maximum(within.sum(1), quota(canvas, self.schedule, t, s))
         return highest(-entropy, canvas.noisy, count)
 
-    __call__ = decide
-
 
 @dataclass(frozen=True)
-class Klass:
+class Klass(Step):
     """Positions that are sure, and whose prediction has stopped moving: confidence above `level`
     and KL from the last `patience` predictions below `eps` (KLASS, arXiv 2511.05664)."""
 
@@ -410,32 +297,22 @@ class Klass:
     eps: Positive = 0.015
     patience: Count = 2
     exact = False
-    wanted = all_noisy
 
     def __post_init__(self):
         check_fields(self, "KLASS {}")
 
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        logp = logits.float().log_softmax(-1)
+    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
+        where, logp = seen.where, seen.logits.float().log_softmax(-1)
         calm = torch.zeros_like(canvas.tokens)
         if "logp" in canvas.memory:
             before = canvas.memory["logp"][where]
             moved = (logp.exp() * (logp - before).nan_to_num(0.0, posinf=30, neginf=-30)).sum(-1)
             calm[where] = torch.where(moved < self.eps, canvas.memory["calm"][where] + 1, 0)
-        scores = spread(log_odds(logits), where, -torch.inf)
+        scores = spread(log_odds(seen.logits), seen.where, -torch.inf)
         stable = canvas.noisy & (calm >= self.patience) & (scores > odds_of(self.level))
         share = highest(scores, canvas.noisy, quota(canvas, self.schedule, t, s))
         chosen = stable | share
         memory = torch.zeros((*canvas.tokens.shape, logp.shape[-1]), device=logp.device)
         memory[where] = logp
-        new = commit(canvas, chosen, draw_at(canvas, chosen, sharp, rng))
+        new = commit(canvas, chosen, draw_at(canvas, chosen, seen, rng))
         return replace(new, memory={**canvas.memory, "logp": memory, "calm": calm})

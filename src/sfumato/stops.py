@@ -50,7 +50,7 @@ class Watch:
         A rule that takes decisions back does so within its block.
         """
         step, options = self.task.step, self.task.options
-        if not (getattr(step, "reopens", False) or getattr(step, "verifies", False)):
+        if not (step.reopens or step.verifies):
             return next((n for n, step in enumerate(steps) if step < 0), len(steps))
         last = max((n for n, step in enumerate(steps) if step >= 0), default=-1)
         if options.block is None or options.grow or last < 0:

@@ -76,6 +76,18 @@ class Denoiser(Protocol):
         ...
 
 
+Look = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, t, where -> logits [N, V]
+
+
+@runtime_checkable
+class LeavesOut(Protocol):
+    """A denoiser for rules that verify what is decided."""
+
+    def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        """Logits [N, V] at `where`, each about as if its position were masked."""
+        ...
+
+
 class Integrand(Protocol):
     """What an objective wants to know of the logits at some positions."""
 
@@ -108,69 +120,6 @@ class Trainable(Denoiser, Scorer, Protocol):
 
 # logits [N, V] at the positions `where` [B, L] of a canvas -> new logits
 Filter = Callable[[Tensor, Canvas, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Sharp:
-    """Logits as tokens are drawn from them: after the filters that sharpen, which are applied where
-    a rule draws only: they cost more than all else that a rule does."""
-
-    logits: Tensor  # [N, V]
-    where: Tensor  # [B, L] bool, the positions of `logits`
-    canvas: Canvas
-    filters: tuple[Filter, ...] = ()
-
-    def at(self, chosen: Tensor) -> Tensor:
-        """Logits [n, V] at chosen positions [B, L], all of them among `where`."""
-        logits = self.plain(chosen)
-        for change in self.filters:
-            logits = change(logits, self.canvas, chosen)
-        return logits
-
-    def plain(self, chosen: Tensor) -> Tensor:
-        """The same before the filters."""
-        picked = chosen[self.where]
-        return self.logits if bool(picked.all()) else self.logits[picked]
-
-    @property
-    def greedy(self) -> bool:
-        """Whether only the most likely token is left."""
-        return any(getattr(change, "greedy", False) for change in self.filters)
-
-
-class Step(Protocol):
-    """One rule for deciding positions.
-
-    `exact`: with a perfect denoiser, and as steps get small, it samples the model's own law. More
-    attributes are asked for where a rule has them. `verifies`: its logits must come from
-    `leave_one_out` of the denoiser. `revises`: it takes decisions back. `reopens`: also where
-    nothing is noisy, so only s = 0 is the end. `told(canvas, t, rng)`: the times [B] that the
-    network is told, where they are not t; same rng. `corruption`: the noise that it undoes, where
-    that is not masks.
-    """
-
-    @property
-    def exact(self) -> bool: ...
-
-    def wanted(self, canvas: Canvas, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        """[B, L] bool, the positions whose logits the rule needs; t > s, [B] each."""
-        ...
-
-    def __call__(
-        self,
-        canvas: Canvas,
-        where: Tensor,
-        logits: Tensor,
-        sharp: Sharp,
-        t: Tensor,
-        s: Tensor,
-        rng: Rng,
-    ) -> Canvas:
-        """logits [N, V] at the positions `where`, which `wanted` named; same rng.
-
-        Tokens are drawn from `sharp`; what is sure is judged by `logits`.
-        """
-        ...
 
 
 @runtime_checkable

@@ -9,8 +9,9 @@ from torch.nn.functional import one_hot
 from sfumato.corruption import Corruption
 from sfumato.generate import blank, denoise, even_times
 from sfumato.rng import Rng
+from sfumato.step import Prediction, Step
 from sfumato.testing.claims import Undisturbed, expect, forward_law, kind, letters
-from sfumato.types import Canvas, Sharp, Step
+from sfumato.types import Canvas
 
 
 def check_step(step: Step, corruption: Corruption, *, revises: bool = False) -> None:
@@ -20,12 +21,11 @@ def check_step(step: Step, corruption: Corruption, *, revises: bool = False) -> 
     `exact` must also draw from the law of a perfect denoiser. Give the corruption a small
     vocabulary (4 to 8 tokens).
     """
-    exact = getattr(step, "exact", None)
-    expect(isinstance(exact, bool), f"exact must be True or False; got {exact!r}")
-    for name in ("wanted", "__call__"):
-        there = callable(getattr(type(step), name, None)) and not isinstance(step, type)
-        expect(there, f"a rule is an object with a method {name}; {step!r} has none")
-    revises = revises or bool(getattr(step, "revises", False))
+    expect(isinstance(step, Step), f"a rule is an object derived from Step; got {step!r}")
+    for name in ("exact", "revises", "reopens", "verifies", "absorbing"):
+        said = getattr(step, name)
+        expect(isinstance(said, bool), f"{name} must be True or False; got {said!r}")
+    revises = revises or step.revises
     rng = Rng.from_seed(1, 6)
     canvas = _half_done(corruption, rng)
     network = _Network.random(corruption)
@@ -94,14 +94,8 @@ class _Watched:
     corruption: Corruption
     revises: bool
 
-    @property
-    def reopens(self) -> bool:
-        return getattr(self.step, "reopens", False)
-
     def told(self, canvas: Canvas, t: Tensor, rng: Rng) -> None:
-        if not hasattr(self.step, "told"):
-            return
-        times = self.step.told(canvas, t, rng)  # type: ignore[attr-defined]
+        times = self.step.told(canvas, t, rng)
         expect(
             times.shape == t.shape and bool(((times >= 0) & (times <= 1)).all()),
             f"told must return {list(t.shape)} times in [0, 1]; got {times}",
@@ -122,7 +116,7 @@ class _Watched:
         self, canvas: Canvas, where: Tensor, logits: Tensor, t: Tensor, s: Tensor, rng: Rng
     ) -> Canvas:
         before, logits_before = _copy(canvas), logits.clone()
-        new = self.step(canvas, where, logits, Sharp(logits, where, canvas), t, s, rng)
+        new = self.step(canvas, Prediction(logits, where, canvas), t, s, rng)
         expect(_same(canvas, before), "a step must return a new canvas, not write into the old one")
         expect(torch.equal(logits, logits_before), "a step must not write into the logits")
         expect(
@@ -158,7 +152,7 @@ class _Watched:
         kept = (new.tokens == canvas.tokens) & ~new.noisy | canvas.noisy
         finished = ~canvas.noisy.any(1)
         expect(
-            self.reopens or bool(kept[finished].all()),
+            self.step.reopens or bool(kept[finished].all()),
             "a row with nothing noisy is finished: leave it alone, or say reopens = True",
         )
         expect(
@@ -174,7 +168,7 @@ def _run(
     """Five steps, every row at its own times: (1 - u) ** (1 + b / 2) for row b."""
     power = 1 + (torch.arange(len(canvas.tokens)) if rows is None else rows).double() / 2
     for number in range(5):
-        if not (step.reopens or bool(canvas.noisy.any())):
+        if not (step.step.reopens or bool(canvas.noisy.any())):
             break
         t, s = (1 - number / 5) ** power, (1 - (number + 1) / 5) ** power
         draws = rng.fold(number)
