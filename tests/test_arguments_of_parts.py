@@ -217,7 +217,7 @@ def test_every_part_is_in_the_table():
         approximate, continuous, corruption, filters, gaps, growing, guidance, objectives,
         published, revising, schedules, steps,
     )  # fmt: skip
-    values = {"Drift", "Ways", "NextToken", "Independent", "BoundWeight", "ConstantWeight"}
+    values = {"Drift", "Ways", "NextToken", "Independent", "BoundWeight", "ConstantWeight", "Only"}
     found = {
         name
         for module in modules

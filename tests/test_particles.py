@@ -109,7 +109,7 @@ def test_canvases_that_are_drawn_anew_stand_for_as_much_as_before():
     tokens = torch.arange(count).repeat(rows)[:, None]
     noisy = torch.ones_like(tokens, dtype=torch.bool)
     page = Canvas(tokens, noisy, ~noisy, {"seen": tokens.clone()})
-    rule: Any = None  # of which resampling asks nothing
+    rule: Any = RandomOrder(Linear())  # of which resampling asks nothing
     weighted = Weighted(rule, count, True, nats.clone())
     after = weighted.resampled(page, rng)
     assert torch.equal(after.memory["seen"], after.tokens)
@@ -130,7 +130,7 @@ def test_canvases_stay_where_no_few_have_all_of_the_weight_or_nothing_is_left_to
     nats = torch.cat((even, poor, poor))
     tokens = torch.arange(9)[:, None]
     noisy = torch.tensor([True] * 6 + [False] * 3)[:, None]
-    rule: Any = None
+    rule: Any = RandomOrder(Linear())
     weighted = Weighted(rule, 3, True, nats.clone())
     after = weighted.resampled(Canvas(tokens, noisy, ~noisy), Rng.from_seed(0, 9))
     assert after.tokens[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 6, 7, 8]
