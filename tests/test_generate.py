@@ -328,7 +328,7 @@ def test_an_exact_rule_is_exact_in_blocks(block, lookahead):
 @pytest.mark.parametrize("corruption", [Uniform(4, MASK), Hybrid(4, MASK)], ids=repr)
 def test_other_noise_is_refused_on_the_right_of_a_block(corruption):
     step, right = Ancestral(corruption), torch.tensor([[0, 0, 1, 1]]).bool()
-    with pytest.raises(ConfigError, match="with noise other than masks .* use lookahead=False"):
+    with pytest.raises(ConfigError, match=r"with noise other than masks .* use lookahead=False"):
         written(step, empty(1, corruption), corruption=corruption, block=2)
     canvas = blank(corruption, torch.ones(1, 4).long(), right.roll(-1), Rng.from_seed(0))
     with pytest.raises(ConfigError, match="use lookahead=False"):

@@ -75,7 +75,12 @@ def test_a_terminal_gets_a_bar_and_the_same_lines():
     assert "6/6" in out
     assert "loss 4.400" in out
     assert "\u2501" in out, "the bar"
-    for words in ("1.23 M weights", "25.0% right, best", "[red]Once[/red] upon", "done after 6 steps"):
+    for words in (
+        "1.23 M weights",
+        "25.0% right, best",
+        "[red]Once[/red] upon",
+        "done after 6 steps",
+    ):
         assert words in out
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l"), "the cursor is back"
 
