@@ -1,7 +1,9 @@
 """The likeliest fills of gaps: against enumerated laws, and of a model over all its tokens."""
 
 import json
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +70,28 @@ def test_they_are_the_best_of_all_by_the_law_itself(given, possible, count):
     known = {fill: value for value, fill in ranked}
     assert nats == pytest.approx([known[each] for each in spelled(best)], abs=1e-9)
     assert len({*spelled(best)}) == min(count, len(ranked))
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The law, with sums that come out a little otherwise in batches of another size."""
+
+    law: Any
+
+    def __call__(self, tokens, t, where=None, **more):
+        return self.law(tokens, t, where, **more) * (1 + 1e-6 * (1 + len(tokens) % 7))
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_no_fill_is_lost_to_rounding(count):
+    asked = filling([[], [END]], [(3, 4, 5)])
+    best, all_of_them = best_fills(asked, count, spelled, Rng.from_seed(0))
+    rounded = replace(asked, reading=lambda rows: Rounded(LAWS["padding"]))
+    assert best_fills(rounded, 99, spelled, Rng.from_seed(0))[1]
+    found, all_of_these = best_fills(rounded, count, spelled, Rng.from_seed(0))
+    assert spelled(found) == spelled(best)
+    assert all_of_them
+    assert all_of_these
 
 
 def test_of_several_ways_to_spell_a_fill_the_likeliest_counts():

@@ -27,6 +27,7 @@ from sfumato.types import Denoiser, Filter
 BEAM = 16  # beginnings that the first search goes on with
 MOST = 1024  # beginnings that the exact search looks at, all together
 DRAWS = 64  # fills that are drawn where it gives up
+SLACK = 1e-2  # nats that one fill may differ by between batches, by rounding in the network
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def best_fills(
     the likeliest. And whether they are exactly these."""
     found = _beam(filling, max(BEAM, 2 * count))
     best = _distinct(found, count, spell)
-    more = _all_above(filling, best[-1].nats if len(best) == count else -torch.inf)
+    more = _all_above(filling, best[-1].nats - SLACK if len(best) == count else -torch.inf)
     if more is not None:
         return _distinct(more, count, spell), True
     return _distinct([*found, *_drawn(filling, rng)], count, spell), False
@@ -117,7 +118,6 @@ def _beam(filling: Filling, width: int) -> list[Fill]:
 
 def _all_above(filling: Filling, least: float) -> list[Fill] | None:
     """All fills whose log p is at least this; None where too many beginnings are."""
-    least -= 1e-9  # the same sum in other order
     going, found, seen = [fill for fill in filling.roots() if fill.nats >= least], [], 0
     while going:
         seen += len(going)
