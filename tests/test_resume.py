@@ -446,3 +446,10 @@ def test_a_lock_outlives_neither_its_process_nor_a_kill(words, tmp_path):
     killed_after(run, step=3)
     assert (run.output / ".lock").read_text().isdigit()
     assert of_kind(run_all(run), Started)[0].step == 2
+
+
+def test_only_whole_folders_of_a_step_are_checkpoints(tmp_path):
+    for name in ("step-00000005", "step-99", "step-0000000x", "step-00000007.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000099").touch()
+    assert Checkpoints(tmp_path, keep=2).steps() == [5]
