@@ -60,7 +60,7 @@ def test_the_first_commands_of_the_readme_are_the_two():
 
 @pytest.mark.parametrize(("page", "words"), SHOWN, ids=[f"{p}: {w}"[:60] for p, w in SHOWN])
 def test_every_command_of_the_pages_is_one(page, words):
-    command, given = typer.main.get_command(app), shlex.split(words, comments=True)
+    command, given = typer.main.get_command(app), shlex.split(words.partition(" > ")[0], comments=True)
     if given[0].isupper():  # any command
         return
     while given and given[0] in getattr(command, "commands", {}):
@@ -71,7 +71,8 @@ def test_every_command_of_the_pages_is_one(page, words):
     context = command.make_context("sfumato", given)
     if context.params.get("run") is not None:  # `train --keys` needs none
         run = context.params["run"]
-        run = Path("recipes/stories.yaml") if run.name == "RUN.yaml" else run
+        made = ("RUN.yaml", "mine.yaml")  # by `sfumato init`
+        run = Path("recipes/stories.yaml") if run.name in made else run
         load_run(ROOT / run, context.args)
 
 
