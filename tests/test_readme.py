@@ -60,7 +60,8 @@ def test_the_first_commands_of_the_readme_are_the_two():
 
 @pytest.mark.parametrize(("page", "words"), SHOWN, ids=[f"{p}: {w}"[:60] for p, w in SHOWN])
 def test_every_command_of_the_pages_is_one(page, words):
-    command, given = typer.main.get_command(app), shlex.split(words.partition(" > ")[0], comments=True)
+    command, typed = typer.main.get_command(app), words.partition(" > ")[0]
+    given = shlex.split(typed, comments=True)
     if given[0].isupper():  # any command
         return
     while given and given[0] in getattr(command, "commands", {}):
