@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import PlainValidator
 
+from sfumato.arguments import shown
 from sfumato.corruption import Corruption
 from sfumato.errors import ConfigError, near
 from sfumato.own import is_own, make_part, own_part
 from sfumato.published import KlassPublished, WinoPublished
 from sfumato.revising import Cap, Remasking, Rescale, Wino, loop
-from sfumato.step import Step
+from sfumato.step import FLAGS, Step
 from sfumato.steps import (
     Ancestral,
     EntropyBound,
@@ -115,6 +116,10 @@ def rule_for(given: object, corruption: Corruption, options: Mapping[str, float]
             "derive it from sfumato.step.Step, and try it with sfumato.testing.check_step "
             "(docs/adding.md)"
         )
+    for flag in FLAGS:
+        said = getattr(own, flag)
+        if not isinstance(said, bool):
+            raise ConfigError(f"step {name}: {flag} must be True or False, got {shown(said)}")
     return own
 
 

@@ -19,6 +19,7 @@ from sfumato.rng import Rng
 from sfumato.types import Canvas, Filter
 
 TOKENS, PLACES, RENOISE = 0, 1, 2  # what a step's random streams are for
+FLAGS = ("exact", "revises", "reopens", "verifies", "absorbing")  # what a rule says of itself
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 from sfumato.corruption import Corruption
 from sfumato.generate import blank, denoise, even_times
 from sfumato.rng import Rng
-from sfumato.step import Prediction, Step
+from sfumato.step import FLAGS, Prediction, Step
 from sfumato.testing.claims import Undisturbed, expect, forward_law, kind, letters
 from sfumato.types import Canvas
 
@@ -22,7 +22,7 @@ def check_step(step: Step, corruption: Corruption, *, revises: bool = False) -> 
     vocabulary (4 to 8 tokens).
     """
     expect(isinstance(step, Step), f"a rule is an object derived from Step; got {step!r}")
-    for name in ("exact", "revises", "reopens", "verifies", "absorbing"):
+    for name in FLAGS:
         said = getattr(step, name)
         expect(isinstance(said, bool), f"{name} must be True or False; got {said!r}")
     revises = revises or step.revises
