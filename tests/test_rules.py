@@ -115,16 +115,8 @@ class NoCall(Step):
         ("sfumato.steps:highest", {}, "highest cannot be made of a corruption"),
     ],
     ids=[
-        "number",
-        "object",
-        "flag",
-        "class",
-        "abstract",
-        "option",
-        "rule",
-        "module",
-        "name",
-        "function",
+        *("number", "object", "flag", "class", "abstract"),
+        *("option", "rule", "module", "name", "function"),
     ],
 )
 def test_what_is_no_rule_is_refused_in_a_sentence(step, options, message):
