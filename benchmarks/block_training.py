@@ -26,10 +26,10 @@ def learn(
     """Steps on rows of `length`, in blocks of `size` or, without, whole."""
     import torch
 
-    from sfumato.denoisers import Full
+    from sfumato.denoisers.full import Full
     from sfumato.devices import fast_dtype
     from sfumato.models import DiffusionTransformer, TransformerConfig
-    from sfumato.objectives import BlockDiffusion, MaskedDiffusion, Systematic
+    from sfumato.objectives.masked import BlockDiffusion, MaskedDiffusion, Systematic
     from sfumato.rng import Rng
     from sfumato.train.config import TrainOptions
     from sfumato.train.optim import build_optimizers

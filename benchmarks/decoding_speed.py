@@ -150,8 +150,8 @@ def race_of(model: str) -> dict[str, Any]:
         import torch
 
         from sfumato import DiffusionLM
+        from sfumato.decoding.options import GenerationOptions
         from sfumato.models import DiffusionTransformer, TransformerConfig
-        from sfumato.options import GenerationOptions
 
         lm = load()
         about = lm.model.config.to_dict()

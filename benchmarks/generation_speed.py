@@ -215,16 +215,16 @@ def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
     one token after another."""
     import torch
 
-    from sfumato.approximate import ApproximateCache
-    from sfumato.blockwise import generate_blocks
-    from sfumato.corruption import Masked
-    from sfumato.denoisers import Cached, Full
-    from sfumato.filters import Temperature
-    from sfumato.generate import blank, generate
-    from sfumato.readers import Cached as Blocks
+    from sfumato.decoding.blocks import generate_blocks
+    from sfumato.decoding.canvas import blank, generate
+    from sfumato.decoding.filters import Temperature
+    from sfumato.decoding.unmask import LeftToRight, TopConfidence
+    from sfumato.denoisers.approximate import ApproximateCache
+    from sfumato.denoisers.blocks import CachedReader
+    from sfumato.denoisers.full import Cached, Full
+    from sfumato.noise.corruption import Masked
+    from sfumato.noise.schedules import Linear
     from sfumato.rng import Rng
-    from sfumato.schedules import Linear
-    from sfumato.steps import LeftToRight, TopConfidence
     from sfumato.types import Canvas
 
     seen = {"blocks": {"attention": "block_causal", "block_size": BLOCK}}
@@ -243,7 +243,7 @@ def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
     def pages() -> Any:
         shared = {"num_steps": STEPS, "filters": filters}
         if kind == "blocks":
-            return generate_blocks(Blocks(counted, mask, BLOCK), canvas, rule, rng, **shared)
+            return generate_blocks(CachedReader(counted, mask, BLOCK), canvas, rule, rng, **shared)
         if kind == "approximate":
             kept = ApproximateCache(Full(counted, mask), "dual")
             return generate(kept, canvas, rule, rng, block=32, **shared)

@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from racing import REGEX, SCHEMA
 
-from sfumato.constrained import Span, constrain
 from sfumato.data.tokenizer import token_bytes
+from sfumato.decoding.constrained import Span, constrain
+from sfumato.decoding.unmask import LeftToRight
 from sfumato.errors import ConfigError
-from sfumato.grammar import Grammar
-from sfumato.json_schema import schema_automaton
-from sfumato.patterns import read_pattern
-from sfumato.pipeline import DiffusionLM
-from sfumato.regular import automaton
-from sfumato.schedules import Linear
-from sfumato.steps import LeftToRight
+from sfumato.grammar.grammar import Grammar
+from sfumato.grammar.json_schema import schema_automaton
+from sfumato.grammar.patterns import read_pattern
+from sfumato.grammar.regular import automaton
+from sfumato.lm.model import DiffusionLM
+from sfumato.noise.schedules import Linear
 
 ROUNDS, STEPS = 5, 32
 GRAMMARS: Mapping[str, Mapping[str, Any]] = {
@@ -115,7 +115,7 @@ def writing(lm: DiffusionLM) -> None:
             times: dict[str, list[float]] = {name: [] for name in GRAMMARS}
             for number in range(ROUNDS + 1):  # the first warms up
                 for name, grammar in GRAMMARS.items():
-                    task = lm.start(
+                    request = lm.start(
                         "Once upon a time",
                         length=length,
                         step=step,
@@ -124,7 +124,7 @@ def writing(lm: DiffusionLM) -> None:
                         **grammar,
                     )
                     begin = time.process_time()
-                    *_, last = lm.run(task)
+                    *_, last = lm.run(request)
                     if number:
                         times[name].append((time.process_time() - begin) / last.step)
             for name, found in times.items():

@@ -75,9 +75,9 @@ def together(lm: Any, rounds: int, precision: str) -> tuple[float, float]:
         draws = Rng.from_seed(number, len(prompts)).fold(1)  # those of the rows of the batch
         begin, texts = time.process_time(), []
         for row, prompt in enumerate(prompts):
-            task = lm.start(prompt, seed=number, **asked)
-            task = replace(task, rng=draws.select(torch.tensor([row])))
-            texts.append(lm.finish(deque(lm.run(task), maxlen=1)[0]).texts[0])
+            request = lm.start(prompt, seed=number, **asked)
+            request = replace(request, rng=draws.select(torch.tensor([row])))
+            texts.append(lm.finish(deque(lm.run(request), maxlen=1)[0]).texts[0])
         middle = time.process_time()
         same = lm.generate(prompts, seed=number, **asked).texts
         alone.append(middle - begin)

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.logits import draw_tokens
+from sfumato.decoding.logits import draw_tokens
 from sfumato.models import DiffusionTransformer, transformer
-from sfumato.models.cache import Reading, Store
 from sfumato.models.config import TransformerConfig
-from sfumato.models.head import score_hidden
+from sfumato.models.kv_cache import Reading, Store
+from sfumato.models.output_loss import score_hidden
 from sfumato.models.packed import Packed
 from sfumato.models.transformer import Block, rotary
 from sfumato.train.optim import Muon, Pieces

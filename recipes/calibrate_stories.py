@@ -10,10 +10,10 @@ changes. DATA is the prepared folder with the held-out stories. Some 5 minutes o
 import sys
 from pathlib import Path
 
-from sfumato.calibrated import RECORD
 from sfumato.evals.calibrate import CalibrateOptions, calibrate
 from sfumato.evals.record import write
-from sfumato.pipeline import DiffusionLM
+from sfumato.lm.calibrated import RECORD
+from sfumato.lm.model import DiffusionLM
 
 # what a user types: fixed numbers of steps, and bolder values of the rules that dare
 BLOCKS = CalibrateOptions(

@@ -24,7 +24,7 @@ from sfumato.data.sentences import cut_first
 from sfumato.data.shards import assign
 from sfumato.data.sources import Source
 from sfumato.errors import DataError
-from sfumato.pipeline import DiffusionLM
+from sfumato.lm.model import DiffusionLM
 from sfumato.rng import Rng
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 from sfumato.arguments import MOST
-from sfumato.schedules import Linear
+from sfumato.noise.schedules import Linear
 
 
 class Hostile:

@@ -63,3 +63,18 @@ def golden_losses(folder: Path) -> dict[str, list[float]]:
         run = small_run(words, folder / name, "train.max_steps=20", *overrides)
         found[name] = [round(event.loss, 6) for event in of_kind(run_all(run), Stepped)]
     return found
+
+
+def stepped(step: int) -> Stepped:
+    return Stepped(
+        step=step,
+        loss=5 - step / 10,
+        bound=4.0,
+        accuracy=0.25,
+        grad_norm=1.0,
+        learning_rate=0.1,
+        tokens=100 * step,
+        tokens_per_second=12345.6,
+        seconds=1.0,
+        seconds_left=3725.4,
+    )

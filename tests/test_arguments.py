@@ -25,15 +25,15 @@ from hypothesis import strategies as st
 from tiny_lm import tiny_lm
 
 from sfumato.arguments import MOST, Kind, Share, shown
-from sfumato.corruption import CORRUPTIONS, Hybrid, Masked
+from sfumato.decoding.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
+from sfumato.decoding.growing import Growth
+from sfumato.decoding.options import STEPS, GenerationOptions
+from sfumato.decoding.remask import Cap, During, Plateau, Rescale, Wino
+from sfumato.decoding.unmask import EntropyBound, Factor, Klass, Threshold
 from sfumato.errors import ConfigError, DataError, SfumatoError
-from sfumato.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
-from sfumato.gaps import GapLength
-from sfumato.growing import Growth
-from sfumato.options import STEPS, GenerationOptions
-from sfumato.revising import Cap, During, Plateau, Rescale, Wino
-from sfumato.schedules import Clipped, Linear, LogLinear, Power, Schedule
-from sfumato.steps import EntropyBound, Factor, Klass, Threshold
+from sfumato.lm.gaps import GapLength
+from sfumato.noise.corruption import CORRUPTIONS, Hybrid, Masked
+from sfumato.noise.schedules import Clipped, Linear, LogLinear, Power, Schedule
 
 STOP = several(lambda v: isinstance(v, str) and v)
 GOOD = {

@@ -10,23 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_lm import tiny_lm, tokenizer
 
-from sfumato import (
-    approximate,
-    continuous,
-    corruption,
-    filters,
-    gaps,
-    growing,
-    guidance,
-    objectives,
-    published,
-    revising,
-    schedules,
-    steps,
-)
-from sfumato.approximate import ApproximateCache
-from sfumato.continuous import Bound, Continuous
-from sfumato.corruption import Hybrid, Masked, Uniform, corruption_from
 from sfumato.data import (
     PairRows,
     Pairs,
@@ -41,12 +24,8 @@ from sfumato.data import (
     special_ids,
     train_tokenizer,
 )
-from sfumato.denoisers import Full
-from sfumato.errors import ConfigError, SfumatoError
-from sfumato.evals.calibrate import CalibrateOptions, calibrate
-from sfumato.evals.evaluate import EvaluateOptions, evaluate
-from sfumato.evals.settings import Setting, Wanted
-from sfumato.filters import (
+from sfumato.decoding import filters, growing, published, remask, unmask
+from sfumato.decoding.filters import (
     Allowed,
     Forced,
     MinP,
@@ -56,10 +35,26 @@ from sfumato.filters import (
     TopK,
     TopP,
 )
-from sfumato.gaps import GapLength
-from sfumato.growing import Growth
-from sfumato.guidance import Guided
-from sfumato.objectives import (
+from sfumato.decoding.growing import Growth
+from sfumato.decoding.published import KlassPublished, WinoPublished
+from sfumato.decoding.remask import Cap, During, Plateau, Remasking, Rescale, Wino
+from sfumato.decoding.unmask import Ancestral, EntropyBound, Factor, Klass, Threshold
+from sfumato.denoisers import approximate, guided
+from sfumato.denoisers.approximate import ApproximateCache
+from sfumato.denoisers.full import Full
+from sfumato.denoisers.guided import Guided
+from sfumato.errors import ConfigError, SfumatoError
+from sfumato.evals.calibrate import CalibrateOptions, calibrate
+from sfumato.evals.evaluate import EvaluateOptions, evaluate
+from sfumato.evals.settings import Setting, Wanted
+from sfumato.lm import gaps
+from sfumato.lm.gaps import GapLength
+from sfumato.noise import corruption, schedules
+from sfumato.noise.corruption import Hybrid, Masked, Uniform, corruption_from
+from sfumato.noise.schedules import Clipped, Linear, LogLinear, Power, schedule, schedule_from
+from sfumato.objectives import bound, masked
+from sfumato.objectives.bound import Bound, Continuous
+from sfumato.objectives.masked import (
     Bernoulli,
     BlockDiffusion,
     Cart,
@@ -74,10 +69,6 @@ from sfumato.objectives import (
     Stratified,
     Systematic,
 )
-from sfumato.published import KlassPublished, WinoPublished
-from sfumato.revising import Cap, During, Plateau, Remasking, Rescale, Wino
-from sfumato.schedules import Clipped, Linear, LogLinear, Power, schedule, schedule_from
-from sfumato.steps import Ancestral, EntropyBound, Factor, Klass, Threshold
 
 PROPERTY = settings(
     max_examples=50,
@@ -90,13 +81,13 @@ MASKED = Masked(9, 0)
 OBJECTIVE = MaskedDiffusion(0, Independent())
 FULL = Full(torch.nn.Identity(), 0)
 BY_SCHEDULE = [
-    steps.FirstHitting,
-    steps.RandomOrder,
-    steps.LeftToRight,
-    steps.TopConfidence,
-    steps.TopProbability,
-    steps.Margin,
-    steps.LowEntropy,
+    unmask.FirstHitting,
+    unmask.RandomOrder,
+    unmask.LeftToRight,
+    unmask.TopConfidence,
+    unmask.TopProbability,
+    unmask.Margin,
+    unmask.LowEntropy,
     Threshold,
     Factor,
     EntropyBound,
@@ -214,8 +205,8 @@ def test_a_part_takes_its_kind_or_says_so(made, data):
 def test_every_part_is_in_the_table():
     """Of the files that hold what a user may build; parts without a field have nothing to check."""
     modules = (
-        approximate, continuous, corruption, filters, gaps, growing, guidance, objectives,
-        published, revising, schedules, steps,
+        approximate, bound, corruption, filters, gaps, growing, guided, masked, published, remask,
+        schedules, unmask,
     )  # fmt: skip
     values = {"Drift", "Ways", "NextToken", "Independent", "BoundWeight", "ConstantWeight", "Only"}
     found = {
@@ -231,8 +222,8 @@ def test_every_part_is_in_the_table():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: steps.Margin("linear"), "schedule must be a Schedule, got 'linear'"),
-        (lambda: steps.Margin(torch.zeros(2)), "schedule must be a Schedule, got a Tensor of"),
+        (lambda: unmask.Margin("linear"), "schedule must be a Schedule, got 'linear'"),
+        (lambda: unmask.Margin(torch.zeros(2)), "schedule must be a Schedule, got a Tensor of"),
         (lambda: Ancestral(Linear()), r"corruption must be a Corruption, got Linear\(\)"),
         (lambda: Power(float("nan")), "Power exponent must be positive, got nan"),
         (lambda: Hybrid(9, 0, uniform_share=1.5), "uniform_share must be between 0 and 1, got 1.5"),

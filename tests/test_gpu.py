@@ -5,7 +5,7 @@ import torch
 from small_runs import of_kind, prepare_words, run_all, small_run
 from tiny_lm import SENTENCES
 
-from sfumato.pipeline import DiffusionLM
+from sfumato.lm.model import DiffusionLM
 from sfumato.train import training
 from sfumato.train.events import Evaluated, Saved, Started, Stepped
 

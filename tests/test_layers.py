@@ -14,24 +14,23 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Each imports what is above it, or before it in its line.
 LAYERS = """
-errors own arguments changes files tensors estimates rng types devices
-schedules filters logits dfa regular patterns json_text json_layout json_schema utf8 grammar lattice
-publish
-corruption models data
-denoisers guidance readers approximate
-objectives continuous step steps revising published constrained
-generate blockwise growing likelihood retrace testing
-rules options hub calibrated folders pages finite given gaps fills candidates
-conditions particles stops scores describe pipeline pipeline_hf conditional
+errors arguments user_parts estimates rng types devices
+storage
+noise grammar
+models data
+denoisers
+decoding objectives
+likelihood testing
+lm
 evals
 train export serve
-doctor model_doctor data_doctor cli __main__
+doctor cli __main__
 """
 ORDER = LAYERS.split()
 
 
 def owner(module: str) -> str:
-    """The part of the package that a module belongs to: sfumato.models.head -> models."""
+    """The part of the package that a module belongs to: sfumato.models.output_loss -> models."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "sfumato"
 

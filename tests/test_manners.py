@@ -20,8 +20,8 @@ import sfumato.models
 from sfumato import ConditionalDiffusionLM, DiffusionLM
 from sfumato.devices import weights_dtype
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
-from sfumato.hub import bars
 from sfumato.models import DiffusionTransformer
+from sfumato.storage.hub import bars
 
 SOURCE = Path(sfumato.models.__file__).parents[1]
 

@@ -13,12 +13,14 @@ import torch
 from small_runs import of_kind, prepare_words, run_all, small_run
 from tiny_lm import tiny_lm
 
-from sfumato.continuous import Bound
-from sfumato.corruption import Hybrid, Masked, Uniform
+from sfumato.decoding.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
-from sfumato.folders import _without_code
-from sfumato.objectives import (
+from sfumato.lm.folders import _without_code
+from sfumato.lm.model import DiffusionLM
+from sfumato.noise.corruption import Hybrid, Masked, Uniform
+from sfumato.noise.schedules import schedule
+from sfumato.objectives.bound import Bound
+from sfumato.objectives.masked import (
     Bernoulli,
     BlockDiffusion,
     Independent,
@@ -26,12 +28,10 @@ from sfumato.objectives import (
     NextToken,
     Systematic,
 )
-from sfumato.own import own_part
-from sfumato.pipeline import DiffusionLM
-from sfumato.schedules import schedule
 from sfumato.testing import check_filter, check_objective, check_schedule
 from sfumato.train.events import Evaluated, Started, Stepped
 from sfumato.types import Loss
+from sfumato.user_parts import own_part
 
 PAGE = Path(__file__).parents[1] / "docs/adding.md"
 CODE = "\n\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
@@ -185,9 +185,9 @@ def test_what_is_no_part_is_refused_in_a_sentence(parts, words, tmp_path, keys, 
 
 
 def test_our_schedules_may_be_named_like_ones_own():
-    assert schedule("sfumato.schedules:Power", exponent=3) == schedule("power", exponent=3)
+    assert schedule("sfumato.noise.schedules:Power", exponent=3) == schedule("power", exponent=3)
     with pytest.raises(ConfigError, match="cannot be made of nothing else and the options"):
-        schedule("sfumato.schedules:Power", power=3)
+        schedule("sfumato.noise.schedules:Power", power=3)
 
 
 # --- the contracts ---

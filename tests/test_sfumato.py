@@ -23,7 +23,7 @@ def test_the_public_names_are_these():
     assert set(PUBLIC) <= set(dir(sfumato))
     for name in PUBLIC:
         assert getattr(sfumato, name) is not None
-    from sfumato.pipeline import DiffusionLM
+    from sfumato.lm.model import DiffusionLM
 
     assert sfumato.DiffusionLM is DiffusionLM
 

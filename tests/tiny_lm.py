@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from sfumato.data.tokenizer import encode, train_tokenizer
+from sfumato.decoding.options import GenerationOptions
+from sfumato.lm.model import DiffusionLM
+from sfumato.lm.pages import template
 from sfumato.models import DiffusionTransformer, TransformerConfig
-from sfumato.objectives import ClippedWeight, MaskedDiffusion, NextToken, Systematic
-from sfumato.options import GenerationOptions
-from sfumato.pages import template
-from sfumato.pipeline import DiffusionLM
+from sfumato.objectives.masked import ClippedWeight, MaskedDiffusion, NextToken, Systematic
 from sfumato.rng import Rng
 from sfumato.train.config import TrainOptions
 from sfumato.train.optim import build_optimizers

@@ -12,7 +12,7 @@ from sfumato.data.pairs import Pairs, prepare_pairs
 from sfumato.data.sources import Source
 from sfumato.data.text import prepare
 from sfumato.data.tokenizer import save_tokenizer, train_tokenizer
-from sfumato.pipeline import DiffusionLM
+from sfumato.lm.model import DiffusionLM
 from sfumato.train import training
 
 STORIES = ["Tom saw a red ball. He ran.", "The cat sat in the sun, and slept.", "Ann is happy!"] * 5

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfumato.corruption import Corruption
+from sfumato.noise.corruption import Corruption
 from sfumato.types import Batch, Integrand
 
 VOCAB = 3  # tokens 0, 1, 2

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.conditional import ConditionalDiffusionLM
-    from sfumato.options import GenerationOptions
-    from sfumato.pages import Generation, Page
-    from sfumato.pipeline import DiffusionLM
+    from sfumato.decoding.options import GenerationOptions
+    from sfumato.lm.conditional import ConditionalDiffusionLM
+    from sfumato.lm.model import DiffusionLM
+    from sfumato.lm.pages import Generation, Page
 
     __version__: str
 
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _PLACES = {
-    "ConditionalDiffusionLM": "sfumato.conditional",
-    "DiffusionLM": "sfumato.pipeline",
-    "Generation": "sfumato.pages",
-    "GenerationOptions": "sfumato.options",
-    "Page": "sfumato.pages",
+    "ConditionalDiffusionLM": "sfumato.lm.conditional",
+    "DiffusionLM": "sfumato.lm.model",
+    "Generation": "sfumato.lm.pages",
+    "GenerationOptions": "sfumato.decoding.options",
+    "Page": "sfumato.lm.pages",
 }
 
 

@@ -4,7 +4,8 @@ from a checkout named on the command line, at toy size, and keep what it was giv
     git clone https://github.com/kuleshov-group/mdlm && git -C mdlm checkout <commit>
     python tests/golden/mdlm/make.py mdlm
 
-Nothing of that code is kept here. `tests/test_parity.py` compares ours with the kept tensors.
+Nothing of that code is kept here. `tests/models/test_parity.py` compares ours with
+the kept tensors.
 """
 
 import subprocess

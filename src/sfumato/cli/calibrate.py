@@ -75,8 +75,8 @@ def calibrate(
 
     Writes calibration.json and calibration.png beside the model's generation_config.json.
     """
-    from sfumato.calibrated import RECORD
     from sfumato.cli.calibration_view import PICTURE, copy_files, show, target
+    from sfumato.lm.calibrated import RECORD
 
     folder = target(model, out)
     with show_status("starting"):
@@ -84,7 +84,7 @@ def calibrate(
         from sfumato.evals.calibrate import calibrate as measure
         from sfumato.evals.frontier import draw, figure_class
         from sfumato.evals.record import write
-        from sfumato.publish import published
+        from sfumato.storage.publish import published
 
     options = CalibrateOptions(**calibrating.options())
     if plot:

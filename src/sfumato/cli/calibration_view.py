@@ -11,8 +11,8 @@ from rich.table import Table
 
 from sfumato.errors import ConfigError
 from sfumato.estimates import in_words
-from sfumato.folders import SHIPPED, find_folder
-from sfumato.publish import check_free
+from sfumato.lm.folders import SHIPPED, find_folder
+from sfumato.storage.publish import check_free
 
 PICTURE = "calibration.png"
 

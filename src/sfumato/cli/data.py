@@ -11,8 +11,8 @@ from sfumato.cli.inputs import open_source
 from sfumato.cli.options import JsonOption, LimitOption, Reading, grouped
 from sfumato.cli.terminal import show_status
 from sfumato.errors import ConfigError, DataError
-from sfumato.folders import STORIES, STORIES_INFILL, find_folder
-from sfumato.publish import check_free
+from sfumato.lm.folders import STORIES, STORIES_INFILL, find_folder
+from sfumato.storage.publish import check_free
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,20 @@ import typer
 from sfumato.cli.output import shows_colours
 
 if TYPE_CHECKING:
-    from sfumato.doctor import Finding
+    from sfumato.doctor.installation import Finding
 
 
 def _findings(folder: str | None) -> "Iterator[Finding]":
     """What there is to tell of this installation, of prepared data or of a model."""
     if folder is None:
-        from sfumato.doctor import examine
+        from sfumato.doctor.installation import examine
 
         return examine()
-    from sfumato.data_doctor import examine_data, is_of_data
+    from sfumato.doctor.data import examine_data, is_of_data
 
     if is_of_data(folder):
         return examine_data(folder)
-    from sfumato.model_doctor import examine_model
+    from sfumato.doctor.model import examine_model
 
     return examine_model(folder)
 

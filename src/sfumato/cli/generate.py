@@ -16,14 +16,15 @@ from sfumato.cli.output import tell
 from sfumato.cli.terminal import is_drawable, open_console
 from sfumato.cli.writing import Showing, Writing
 from sfumato.errors import ConfigError, DataError
-from sfumato.folders import STORIES, STORIES_INFILL
+from sfumato.lm.folders import STORIES, STORIES_INFILL
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sfumato.cli.html import Recorder
-    from sfumato.pages import Generation, Page, Reader, Task
-    from sfumato.pipeline import DiffusionLM
+    from sfumato.decoding.request import Request
+    from sfumato.lm.model import DiffusionLM
+    from sfumato.lm.pages import Generation, Page, PageReader
 
 
 @grouped
@@ -115,17 +116,17 @@ def _check(
 def _write(
     lm: "DiffusionLM",
     name: str,
-    task: "Task",
+    request: "Request",
     showing: Showing,
     recorder: "Recorder | None",
     begin: float,
 ) -> None:
-    """Write a task, and show it as it is wanted."""
-    from sfumato.candidates import fill_log_probs
+    """Write a request, and show it as it is wanted."""
+    from sfumato.lm.candidates import fill_log_probs
 
     screen = open_console()
     coloured = showing.live and not showing.as_json and is_drawable(screen)
-    pages = lm.run(task)
+    pages = lm.run(request)
     trace = None if showing.trajectory is None else Trace(lm.reader, showing.trajectory)
     if trace is not None:
         pages = trace.written(pages)
@@ -185,7 +186,7 @@ def _print_candidates(found: "Generation", model: str | None) -> None:
 
 
 def _print_texts(lm: "DiffusionLM", page: "Page", screen: "Console | None") -> None:
-    for row in range(len(page.task.rows)):
+    for row in range(len(page.request.rows)):
         if screen is None:
             typer.echo(lm.show(page, row))
         else:
@@ -218,7 +219,7 @@ def _cut(count: int, rows: int, slides: bool) -> str:
 
 def _facts(model: str, page: "Page") -> str:
     """How a text was written, for the page that shows it."""
-    options = page.task.options
+    options = page.request.options
     rule = options.step or "ancestral"
     return f"{model}, {rule}, temperature {options.temperature:g}, seed {options.seed}"
 
@@ -236,7 +237,7 @@ class Trace:
     """Every page as one line of JSON in a file. A file that cannot be written any more does not end
     the text: it is said when that is there."""
 
-    def __init__(self, reader: "Reader", path: Path):
+    def __init__(self, reader: "PageReader", path: Path):
         self.reader, self.path = reader, path
         self.error: OSError | None = None
         try:
@@ -261,7 +262,7 @@ class Trace:
     def _write(self, page: "Page") -> None:
         record = {
             "step": page.step,
-            "texts": [self.reader.show(page, row) for row in range(len(page.task.rows))],
+            "texts": [self.reader.show(page, row) for row in range(len(page.request.rows))],
             "tokens": page.canvas.tokens.tolist(),
             "decided": page.decided.tolist(),
         }

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from sfumato.cli.colours import LEVELS, ON_DARK, ON_LIGHT, shade
 from sfumato.cli.live import printable
+from sfumato.decoding.logits import probability_of
 from sfumato.errors import DataError
-from sfumato.logits import probability_of
 from sfumato.types import MOVED, Canvas
 
 if TYPE_CHECKING:
-    from sfumato.pages import Page, Reader
+    from sfumato.lm.pages import Page, PageReader
 
 LARGEST = 300_000  # bytes of a page
 FRAMES = 240  # kept at least, where there are so many
@@ -82,7 +82,7 @@ class Recorder:
         return Frame(replace(page, canvas=replace(page.canvas, memory={})), probs)
 
 
-def write_page(recorder: Recorder, reader: "Reader", path: Path, facts: str) -> str:
+def write_page(recorder: Recorder, reader: "PageReader", path: Path, facts: str) -> str:
     """Write the page; returns what was written, in words."""
     assert recorder.last is not None, "pages were recorded"
     frames, every = [*recorder.frames], recorder.every
@@ -112,13 +112,13 @@ def write_page(recorder: Recorder, reader: "Reader", path: Path, facts: str) -> 
     return f"{path}: {size // 1000} kB{left_out}"
 
 
-def _cells(reader: "Reader", frame: Frame) -> list[list[Cell]]:
+def _cells(reader: "PageReader", frame: Frame) -> list[list[Cell]]:
     """Of every row, its text token by token."""
-    return [_row(reader, frame, row) for row in range(len(frame.page.task.rows))]
+    return [_row(reader, frame, row) for row in range(len(frame.page.request.rows))]
 
 
-def _row(reader: "Reader", frame: Frame, row: int) -> list[Cell]:
-    parts = [part for part in frame.page.task.rows[row] if isinstance(part, slice)]
+def _row(reader: "PageReader", frame: Frame, row: int) -> list[Cell]:
+    parts = [part for part in frame.page.request.rows[row] if isinstance(part, slice)]
     width = frame.probs.shape[1]
     places = iter([place for part in parts for place in range(*part.indices(width))])
     probs, cells = frame.probs[row].tolist(), []

@@ -10,12 +10,12 @@ from sfumato.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from sfumato.data.sources import Source
-    from sfumato.pipeline import DiffusionLM
+    from sfumato.lm.model import DiffusionLM
 
 
 def load_model(name: str, device: str) -> "DiffusionLM":
     with show_status("loading the model"):
-        from sfumato.pipeline import DiffusionLM
+        from sfumato.lm.model import DiffusionLM
 
         return DiffusionLM.from_pretrained(name, device=device)
 

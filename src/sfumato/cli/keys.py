@@ -72,8 +72,8 @@ def keys_of(name: str) -> list[Key]:
 def names_of(key: str) -> str:
     """What may stand for a name in some keys, with the options of each; else nothing."""
     from sfumato.models.config import SIZES
-    from sfumato.objectives import SELECTIONS, WEIGHTS
-    from sfumato.schedules import SCHEDULES
+    from sfumato.noise.schedules import SCHEDULES
+    from sfumato.objectives.masked import SELECTIONS, WEIGHTS
 
     if key in ("model.size", "model.encoder.size"):
         shapes = (f"{name} ({w} wide, {n} layers, {h} heads)" for name, (w, n, h) in SIZES.items())

@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.text import Text
 
 from sfumato.cli.colours import BETWEEN, level, shade
-from sfumato.pages import NOISE
+from sfumato.lm.pages import NOISE
 
 if TYPE_CHECKING:
-    from sfumato.pages import Page, Reader
+    from sfumato.lm.pages import Page, PageReader
 
 HAZE = " " + 2 * NOISE  # one noisy token, about as wide as a short word
 FRAMES_PER_SECOND = 24
@@ -45,7 +45,7 @@ def haze(console: Console) -> str:
     return HAZE
 
 
-def paint(reader: "Reader", page: "Page", row: int, console: Console | None = None) -> Text:
+def paint(reader: "PageReader", page: "Page", row: int, console: Console | None = None) -> Text:
     """One row of a page as styled text, cut where its text ends."""
     few = console is not None and (
         console.no_color or console.color_system in (None, "standard", "windows")
@@ -64,11 +64,11 @@ def paint(reader: "Reader", page: "Page", row: int, console: Console | None = No
     return shown
 
 
-def frame(reader: "Reader", page: "Page", console: Console) -> Group:
+def frame(reader: "PageReader", page: "Page", console: Console) -> Group:
     """All rows one under another, and how far they are; where the screen lacks the room, the part
     of each row that is being written."""
     room = max(console.height - 2, 1)
-    rows = range(len(page.task.rows))
+    rows = range(len(page.request.rows))
     painted = [list(paint(reader, page, r, console).wrap(console, console.width)) for r in rows]
     shown = _windows(painted, room)
     left = int(page.canvas.noisy.sum())
@@ -102,7 +102,7 @@ def _is_noisy(line: Text) -> bool:
     return any(span.style == "dim" for span in line.spans)
 
 
-def watch(reader: "Reader", pages: Iterator["Page"], console: Console) -> Iterator["Page"]:
+def watch(reader: "PageReader", pages: Iterator["Page"], console: Console) -> Iterator["Page"]:
     """Draw the pages as they pass by; the screen is clean afterwards.
 
     Pages that come faster than the screen is drawn are passed on without being looked at.

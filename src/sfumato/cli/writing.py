@@ -8,7 +8,7 @@ import typer
 
 from sfumato.cli.options import JsonOption
 from sfumato.errors import ConfigError
-from sfumato.files import Remedy, read_text
+from sfumato.storage.files import Remedy, read_text
 
 STEP_NAMES = (
     "ancestral, first_hitting, random, left_to_right, confidence, probability, margin, entropy, "

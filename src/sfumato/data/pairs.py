@@ -22,8 +22,8 @@ from sfumato.data.sources import Source
 from sfumato.data.tally import Tally
 from sfumato.data.text import SHARD, Progress, prepare, write_json
 from sfumato.errors import ConfigError, DataError
-from sfumato.files import check_path, check_shape, read_object
-from sfumato.publish import is_part
+from sfumato.storage.files import check_path, check_shape, read_object
+from sfumato.storage.publish import is_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -49,8 +49,8 @@ from sfumato.data.tokenizer import (
     write_tokenizer,
 )
 from sfumato.errors import ConfigError, DataError
-from sfumato.files import Remedy, check_shape, foreign, read_object
-from sfumato.publish import created, is_part, write_text, writing
+from sfumato.storage.files import Remedy, check_shape, foreign, read_object
+from sfumato.storage.publish import created, is_part, write_text, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

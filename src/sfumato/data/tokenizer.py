@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from sfumato.arguments import COUNT, FLAG, PATH, TEXT, shown
 from sfumato.errors import ConfigError, DataError, TokenizerError
-from sfumato.files import Remedy, check_folder, foreign
-from sfumato.publish import published, recover
+from sfumato.storage.files import Remedy, check_folder, foreign
+from sfumato.storage.publish import published, recover
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

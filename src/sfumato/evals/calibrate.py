@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfumato.arguments import PATH, Amount, Count, Kind, Seed, check_fields
 from sfumato.data.sources import Source
+from sfumato.decoding.options import DEFAULTS
 from sfumato.errors import ConfigError
 from sfumato.estimates import Estimate
 from sfumato.evals.evaluate import DATA, MODEL
@@ -30,11 +31,10 @@ from sfumato.evals.risk import TESTS, safe, texts_needed
 from sfumato.evals.settings import Grid, Setting, Wanted
 from sfumato.evals.speed import Pace, autoregressive_lap, lap
 from sfumato.evals.text import distinct_n, entropy, words
-from sfumato.files import read_object
-from sfumato.folders import find_folder
-from sfumato.options import DEFAULTS
-from sfumato.pipeline import DiffusionLM
-from sfumato.retrace import can_retrace
+from sfumato.likelihood.teacher_forced import can_retrace
+from sfumato.lm.folders import find_folder
+from sfumato.lm.model import DiffusionLM
+from sfumato.storage.files import read_object
 
 BATCH = 4  # texts read together; what is said of all their states is kept
 SPAN = 10  # a text counts for no more than so many times the tolerance

@@ -17,16 +17,16 @@ from pydantic import Field
 
 from sfumato.arguments import PATH, Amount, Count, Kind, Place, Seed, check_fields
 from sfumato.data.sources import Source
+from sfumato.decoding.filters import Heat
+from sfumato.decoding.options import GenerationOptions
 from sfumato.errors import CheckpointError, DataError, MissingExtra
 from sfumato.evals.held_out import BATCH, Held, held_out, shuffled
 from sfumato.evals.judge import Judge
 from sfumato.evals.record import record
 from sfumato.evals.text import text_report
-from sfumato.filters import Heat
-from sfumato.folders import find_folder
-from sfumato.likelihood import Likelihood, bound, by_decoder, left_to_right
-from sfumato.options import GenerationOptions
-from sfumato.pipeline import DiffusionLM
+from sfumato.likelihood.bounds import Likelihood, bound, by_decoder, left_to_right
+from sfumato.lm.folders import find_folder
+from sfumato.lm.model import DiffusionLM
 from sfumato.rng import Rng
 from sfumato.types import Batch
 

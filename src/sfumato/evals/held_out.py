@@ -21,7 +21,7 @@ from sfumato.data.rows import open_rows
 from sfumato.data.sources import Source
 from sfumato.errors import ConfigError, DataError
 from sfumato.estimates import Estimate, ratio
-from sfumato.pipeline import DiffusionLM
+from sfumato.lm.model import DiffusionLM
 from sfumato.types import Batch, PairBatch
 
 BATCH = 16  # rows in one forward pass

@@ -20,9 +20,9 @@ from transformers import (
 from sfumato.errors import CheckpointError, ConfigError, MissingExtra
 from sfumato.estimates import Estimate, ratio
 from sfumato.evals.weights import find_weights
-from sfumato.files import Remedy, check_folder, foreign
-from sfumato.hub import bars
-from sfumato.tensors import check_finite, fingerprint
+from sfumato.storage.files import Remedy, check_folder, foreign
+from sfumato.storage.hub import bars
+from sfumato.storage.tensors import check_finite, fingerprint
 
 
 @dataclass(frozen=True)

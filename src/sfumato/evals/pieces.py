@@ -20,9 +20,9 @@ from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
 from sfumato.data.sources import Source
 from sfumato.errors import DataError
 from sfumato.evals.settings import Grid, Setting
-from sfumato.pages import template
-from sfumato.pipeline import DiffusionLM
-from sfumato.retrace import BlockTexts, Remembered, retrace
+from sfumato.likelihood.teacher_forced import BlockTexts, Remembered, retrace
+from sfumato.lm.model import DiffusionLM
+from sfumato.lm.pages import template
 from sfumato.rng import Rng
 from sfumato.types import Batch
 

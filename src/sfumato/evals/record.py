@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sfumato.errors import DataError
 from sfumato.evals.weights import find_weights
-from sfumato.publish import write_text
-from sfumato.tensors import fingerprint
+from sfumato.storage.publish import write_text
+from sfumato.storage.tensors import fingerprint
 
 
 def record(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.arguments import Count, Numbers, check_fields, numbers
+from sfumato.decoding.options import STEPS, GenerationOptions
 from sfumato.errors import ConfigError, near
-from sfumato.options import STEPS, GenerationOptions
-from sfumato.pipeline import DiffusionLM
-from sfumato.retrace import can_retrace
+from sfumato.likelihood.teacher_forced import can_retrace
+from sfumato.lm.model import DiffusionLM
 
 # of each rule that decides as many positions as it dares: its option, from the safest value on
 LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {

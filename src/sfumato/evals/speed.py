@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from sfumato.logits import draw_tokens, most_likely
-from sfumato.pipeline import DiffusionLM
-from sfumato.readers import Cached as Reader
+from sfumato.decoding.logits import draw_tokens, most_likely
+from sfumato.denoisers.blocks import CachedReader
+from sfumato.lm.model import DiffusionLM
 from sfumato.rng import Rng
 from sfumato.types import Canvas
 
@@ -79,7 +79,7 @@ def autoregressive_lap(lm: DiffusionLM, length: int, seed: int) -> Lap:
     rng, written = Rng.from_seed(seed, device=device), []
     begin = time.perf_counter()
     network = lm.network.compute(options.precision, options.torch_compile)
-    reader = Reader(network, lm.special.mask, 1).begin(token, zero)
+    reader = CachedReader(network, lm.special.mask, 1).begin(token, zero)
     for place in range(length):
         logits, reader = reader.advance(token, torch.zeros_like(one).float(), one, one[0])
         for change in filters:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sfumato.errors import CheckpointError, ConfigError, told
-from sfumato.publish import recover
+from sfumato.storage.publish import recover
 
 
 def find_weights(path: str | Path) -> list[Path]:

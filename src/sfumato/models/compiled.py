@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from sfumato.errors import ConfigError, told
-from sfumato.models.attend import HIDDEN, Attend, attention_allowed
-from sfumato.models.cache import Reading
+from sfumato.models.attention import HIDDEN, Attend, attention_allowed
+from sfumato.models.kv_cache import Reading
 
 if TYPE_CHECKING:
     from sfumato.models.packed import Packed

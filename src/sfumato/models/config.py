@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
-from sfumato.corruption import CORRUPTIONS, corruption_from
 from sfumato.errors import ConfigError, near
-from sfumato.files import brief
-from sfumato.models.attend import ATTENDS, attend_from
+from sfumato.models.attention import ATTENDS, attend_from
+from sfumato.noise.corruption import CORRUPTIONS, corruption_from
+from sfumato.storage.files import brief
 
 # name -> width, layers, heads: the six sizes of the "diffusion-llm" project, with its 4x MLP turned
 # into a gated one of the same number of weights (8/3 of the width, rounded up to a multiple of 64)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import ConfigError
-from sfumato.models.alike import Alike
-from sfumato.models.attend import HIDDEN, Full, attention_allowed, positions_from
-from sfumato.models.cache import Before
-from sfumato.models.cache import Layer as Read
+from sfumato.models.attention import HIDDEN, Bidirectional, attention_allowed, positions_from
 from sfumato.models.config import SHAPE, TransformerConfig, encoder_problem
 from sfumato.models.dropout import dropout, position_keys
-from sfumato.models.head import compute_dtype
-from sfumato.models.source import Layer, Source
+from sfumato.models.encoded_source import Layer, Source
+from sfumato.models.kv_cache import Before
+from sfumato.models.kv_cache import Layer as Read
+from sfumato.models.output_loss import compute_dtype
+from sfumato.models.shared_rows import SharedRows
 from sfumato.models.time_embedding import ZeroLinear
 from sfumato.models.transformer import (
     Block,
@@ -110,7 +110,7 @@ class SourceBlock(Block):
         bias: Tensor | None,
         past: Read | None = None,
         index: Tensor | None = None,
-        alike: Alike | None = None,  # none where a source is read
+        alike: SharedRows | None = None,  # none where a source is read
         keys: Tensor | None = None,
         layer: Layer | None = None,
     ) -> tuple[Tensor, Before]:
@@ -140,7 +140,7 @@ class TextEncoder(nn.Module):
             )
         segments = torch.zeros_like(tokens).masked_fill(tokens == ABSENT, HIDDEN)
         positions = positions_from(segments)
-        allowed = attention_allowed(Full(), positions, positions, segments, segments)
+        allowed = attention_allowed(Bidirectional(), positions, positions, segments, segments)
         assert allowed is not None, "segments were given"
         bias = _bias(allowed, compute_dtype(self.embed.weight))
         cos, sin = rotary(positions, self.config.head_width, self.config.rope_theta)

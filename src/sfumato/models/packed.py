@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from sfumato.devices import find_dtype
 from sfumato.errors import ConfigError
-from sfumato.models.attend import Attend, BlockCausal
-from sfumato.models.cache import Before, KeyValues, Layer, Past, Reading
+from sfumato.models.attention import Attend, BlockCausal
 from sfumato.models.compiled import CompiledPass, Frozen
+from sfumato.models.kv_cache import Before, KeyValues, Layer, Past, Reading
 from sfumato.models.transformer import (
     Attention,
     Block,

@@ -21,8 +21,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from sfumato.errors import ConfigError
-from sfumato.models.alike import Alike
-from sfumato.models.attend import (
+from sfumato.models.attention import (
     HIDDEN,
     Attend,
     attend_from,
@@ -30,11 +29,12 @@ from sfumato.models.attend import (
     positions_from,
     row_positions,
 )
-from sfumato.models.cache import Before, KeyValues, Layer, Past
 from sfumato.models.config import TransformerConfig
 from sfumato.models.dropout import dropout, position_keys
-from sfumato.models.head import compute_dtype, score_hidden, score_integrand
-from sfumato.models.source import Source
+from sfumato.models.encoded_source import Source
+from sfumato.models.kv_cache import Before, KeyValues, Layer, Past
+from sfumato.models.output_loss import compute_dtype, score_hidden, score_integrand
+from sfumato.models.shared_rows import SharedRows
 from sfumato.models.time_embedding import TimeEmbedding, ZeroLinear
 from sfumato.rng import Rng
 from sfumato.types import Integrand
@@ -185,7 +185,7 @@ class Block(nn.Module):
         bias: Tensor | None,  # [B, 1, L, P + L], 0 where seen and -inf elsewhere
         past: Layer | None = None,
         index: Tensor | None = None,  # [N] positions wanted; the last block computes no others
-        alike: Alike | None = None,  # what x is made of, where many positions are the same
+        alike: SharedRows | None = None,  # what x is made of, where many positions are the same
         keys: Tensor | None = None,  # [B * L] of dropout in training; torch's generator if None
     ) -> tuple[Tensor, Before]:
         parts = (Block.mix, Block.gather, Block.update)
@@ -330,13 +330,13 @@ class DiffusionTransformer(PreTrainedModel):
         x = x if index is not None else x.view(*input_ids.shape, -1)
         return x, KeyValues(tuple(fresh), start.positions, start.segments)
 
-    def _alike(self, input_ids: Tensor) -> Alike | None:
+    def _alike(self, input_ids: Tensor) -> SharedRows | None:
         """Distinct embeddings, where gradients are wanted on a CPU: a third of the first block's
         products; elsewhere finding them costs more. Of positions that see the time, none."""
         if input_ids.device.type != "cpu" or not torch.is_grad_enabled() or self.time is not None:
             return None
         distinct, index = input_ids.flatten().unique(return_inverse=True)
-        return Alike(self.embed(distinct), index)
+        return SharedRows(self.embed(distinct), index)
 
     def _positions(
         self,

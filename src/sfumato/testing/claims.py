@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sfumato.corruption import Corruption
+from sfumato.noise.corruption import Corruption
 
 
 def expect(truth: bool, message: str) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfumato.corruption import Corruption
+from sfumato.noise.corruption import Corruption
 from sfumato.rng import Rng
 from sfumato.testing.claims import (
     Undisturbed,

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sfumato.denoisers import Full
+from sfumato.denoisers.full import Full
 from sfumato.models.config import TransformerConfig
 from sfumato.models.transformer import DiffusionTransformer
 from sfumato.rng import Rng

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sfumato.schedules import Schedule
+from sfumato.noise.schedules import Schedule
 from sfumato.testing.claims import close, expect
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfumato.corruption import Corruption
-from sfumato.generate import blank, denoise, even_times
+from sfumato.decoding.canvas import blank, denoise, even_times
+from sfumato.decoding.step import FLAGS, Prediction, Step
+from sfumato.noise.corruption import Corruption
 from sfumato.rng import Rng
-from sfumato.step import FLAGS, Prediction, Step
 from sfumato.testing.claims import Undisturbed, expect, forward_law, kind, letters
 from sfumato.types import Canvas
 

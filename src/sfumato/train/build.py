@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from sfumato.continuous import Bound, Continuous
-from sfumato.corruption import Corruption, corruption_from
 from sfumato.data.pairs import PreparedPairs
 from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import SpecialIds
-from sfumato.denoisers import Full, autoregressive
+from sfumato.denoisers.full import Full, autoregressive
 from sfumato.errors import ConfigError, near
-from sfumato.files import brief
-from sfumato.folders import load_folder
-from sfumato.models.attend import attend_from
+from sfumato.lm.folders import load_folder
+from sfumato.models.attention import attend_from
 from sfumato.models.config import SHAPE, TransformerConfig
 from sfumato.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from sfumato.models.transformer import DiffusionTransformer
-from sfumato.objectives import (
+from sfumato.noise.corruption import Corruption, corruption_from
+from sfumato.noise.schedules import SCHEDULES
+from sfumato.objectives.bound import Bound, Continuous
+from sfumato.objectives.masked import (
     SELECTIONS,
     TIMES,
     WEIGHTS,
@@ -36,10 +36,10 @@ from sfumato.objectives import (
     Systematic,
     Times,
 )
-from sfumato.own import is_own, make_part, own_part
-from sfumato.schedules import SCHEDULES
+from sfumato.storage.files import brief
 from sfumato.train.config import Choice, EncoderOptions, ModelOptions, Run
 from sfumato.types import Objective
+from sfumato.user_parts import is_own, make_part, own_part
 
 # the attention of an objective's model; full for the others
 ATTENTION = {"next_token": "causal", "block": "block_causal"}
@@ -58,7 +58,7 @@ def build_rule(
     made = make_part(rule, f"{key} {choice.name}", "nothing else", (), options)
     if not callable(made) or (table is SELECTIONS and not isinstance(_whole(made), bool)):
         method = "`__call__`" + (" and `whole`, True or False" if table is SELECTIONS else "")
-        raise ConfigError(f"{key} {choice.name} must have {method}: see sfumato.objectives")
+        raise ConfigError(f"{key} {choice.name} must have {method}: see sfumato.objectives.masked")
     return made
 
 

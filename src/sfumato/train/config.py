@@ -12,7 +12,7 @@ import pydantic
 from pydantic import Field
 
 from sfumato.errors import near
-from sfumato.own import is_own
+from sfumato.user_parts import is_own
 
 MOST = 2**31 - 1  # of anything that is counted
 Count = Annotated[int, Field(ge=1, le=MOST)]

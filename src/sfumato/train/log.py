@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sfumato.errors import MissingExtra, TrainingError
-from sfumato.files import Remedy, read_json_lines
-from sfumato.publish import replaced, write_text
+from sfumato.storage.files import Remedy, read_json_lines
+from sfumato.storage.publish import replaced, write_text
 from sfumato.train.config import Run
 from sfumato.train.events import Stepped
 from sfumato.train.stages import stages

@@ -10,7 +10,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from sfumato.errors import ConfigError, near
-from sfumato.files import Remedy, brief, parse_json, parse_yaml, read_text
+from sfumato.storage.files import Remedy, brief, parse_json, parse_yaml, read_text
 from sfumato.train.config import Choice, Run, Section, kinds
 
 REMEDY = Remedy(ConfigError, "expected keys and values such as 'output: out'")

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from sfumato.denoisers import Full
+from sfumato.denoisers.full import Full
 from sfumato.errors import TrainingError
 from sfumato.rng import Rng
 from sfumato.train.config import TrainOptions

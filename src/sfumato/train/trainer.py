@@ -19,16 +19,16 @@ from torch import Tensor
 from sfumato.data.pairs import open_data
 from sfumato.data.rows import PairRows, Rows, open_rows
 from sfumato.data.tokenizer import fingerprint, special_ids, write_tokenizer
+from sfumato.decoding.options import GenerationOptions, write_generation_config
 from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.estimates import Estimate, ratio
-from sfumato.files import check_shape, foreign, read_tensors, read_text
-from sfumato.folders import write_model
-from sfumato.options import GenerationOptions, write_generation_config
-from sfumato.pipeline import DiffusionLM
-from sfumato.publish import published, sweep_parts, write_text, writing
+from sfumato.lm.folders import write_model
+from sfumato.lm.model import DiffusionLM
 from sfumato.rng import Rng
-from sfumato.tensors import check_finite
+from sfumato.storage.files import check_shape, foreign, read_tensors, read_text
+from sfumato.storage.publish import published, sweep_parts, write_text, writing
+from sfumato.storage.tensors import check_finite
 from sfumato.train.build import (
     build_corruption,
     build_denoiser,

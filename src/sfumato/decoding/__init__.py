@@ -1,0 +1,1 @@
+"""From logits to text: step rules decide, decoders write."""

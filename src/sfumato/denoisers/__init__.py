@@ -1,0 +1,1 @@
+"""Networks as they are read: what they see, and how their output is shifted, guided, cached."""

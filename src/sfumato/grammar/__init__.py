@@ -1,0 +1,1 @@
+"""Which texts are allowed, as automata over characters, bytes and tokens."""

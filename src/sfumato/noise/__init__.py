@@ -1,0 +1,1 @@
+"""How text turns into noise, and back."""
