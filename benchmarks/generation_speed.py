@@ -215,13 +215,13 @@ def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
     one token after another."""
     import torch
 
-    from sfumato.decoding.blocks import generate_blocks
+    from sfumato.decoding.blocks import Blocks, OneByOne
     from sfumato.decoding.canvas import blank, generate
     from sfumato.decoding.filters import Temperature
     from sfumato.decoding.unmask import LeftToRight, TopConfidence
     from sfumato.denoisers.approximate import ApproximateCache
     from sfumato.denoisers.blocks import CachedReader
-    from sfumato.denoisers.full import Cached, Full
+    from sfumato.denoisers.full import Full
     from sfumato.noise.corruption import Masked
     from sfumato.noise.schedules import Linear
     from sfumato.rng import Rng
@@ -243,15 +243,15 @@ def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
     def pages() -> Any:
         shared = {"num_steps": STEPS, "filters": filters}
         if kind == "blocks":
-            return generate_blocks(CachedReader(counted, mask, BLOCK), canvas, rule, rng, **shared)
+            reader = CachedReader.of(counted, mask)
+            return Blocks(reader=reader).pages(canvas, rule, rng, **shared)
         if kind == "approximate":
             kept = ApproximateCache(Full(counted, mask), "dual")
             return generate(kept, canvas, rule, rng, block=32, **shared)
         if kind == "autoregression":
             first = torch.ones((shape.batch, 1), dtype=torch.int64)
-            reader = Cached(counted, mask).given(left=first)
-            one_by_one = {"block": 1, "lookahead": False, "filters": filters}
-            return generate(reader, canvas, LeftToRight(corruption.schedule), rng, **one_by_one)
+            reader, order = CachedReader.of(counted, mask).given(first), LeftToRight(Linear())
+            return OneByOne(reader=reader).pages(canvas, order, rng, filters=filters)
         return generate(Full(counted, mask), canvas, rule, rng, **shared)
 
     def write(limit: int | None) -> Canvas:

@@ -27,8 +27,9 @@ from tiny_lm import tiny_lm
 from sfumato.arguments import MOST, Kind, Share, shown
 from sfumato.decoding.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
 from sfumato.decoding.growing import Growth
-from sfumato.decoding.options import STEPS, GenerationOptions
+from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.remask import Cap, During, Plateau, Rescale, Wino
+from sfumato.decoding.rules import STEPS
 from sfumato.decoding.unmask import EntropyBound, Factor, Klass, Threshold
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.lm.gaps import GapLength

@@ -8,6 +8,7 @@ import torch
 from hostile import HOSTILE, flag, number, optional, text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_networks import network
 from tiny_lm import tiny_lm, tokenizer
 
 from sfumato.data import (
@@ -24,7 +25,7 @@ from sfumato.data import (
     special_ids,
     train_tokenizer,
 )
-from sfumato.decoding import filters, growing, published, remask, unmask
+from sfumato.decoding import filters, options, published, remask, unmask
 from sfumato.decoding.filters import (
     Allowed,
     Forced,
@@ -35,14 +36,15 @@ from sfumato.decoding.filters import (
     TopK,
     TopP,
 )
-from sfumato.decoding.growing import Growth
+from sfumato.decoding.options import Growth
 from sfumato.decoding.published import KlassPublished, WinoPublished
 from sfumato.decoding.remask import Cap, During, Plateau, Remasking, Rescale, Wino
 from sfumato.decoding.unmask import Ancestral, EntropyBound, Factor, Klass, Threshold
 from sfumato.denoisers import approximate, guided
 from sfumato.denoisers.approximate import ApproximateCache
+from sfumato.denoisers.blocks import CachedReader
 from sfumato.denoisers.full import Full
-from sfumato.denoisers.guided import Guided
+from sfumato.denoisers.guided import Guided, GuidedReader
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evals.calibrate import CalibrateOptions, calibrate
 from sfumato.evals.evaluate import EvaluateOptions, evaluate
@@ -79,7 +81,7 @@ PROPERTY = settings(
 )
 MASKED = Masked(9, 0)
 OBJECTIVE = MaskedDiffusion(0, Independent())
-FULL = Full(torch.nn.Identity(), 0)
+FULL, READER = Full(network(), 0), CachedReader(network(), 0, 1)
 BY_SCHEDULE = [
     unmask.FirstHitting,
     unmask.RandomOrder,
@@ -122,6 +124,7 @@ MADE = [
     Growth(),
     GapLength(1, 2),
     Guided(FULL, FULL, 1.0),
+    GuidedReader(READER, READER, 1.0),
     ApproximateCache(FULL),
     Stratified(4),
     Systematic(4),
@@ -145,6 +148,7 @@ MADE = [
 # what only this package puts in: a network as it is read, and what it keeps
 OWN = {
     "Guided": ["denoiser", "unconditional", "hidden", "start"],
+    "GuidedReader": ["shown", "unshown"],
     "ApproximateCache": ["full", "drift", "kept"],
 }
 NONE = {  # fields that may be left out
@@ -205,10 +209,11 @@ def test_a_part_takes_its_kind_or_says_so(made, data):
 def test_every_part_is_in_the_table():
     """Of the files that hold what a user may build; parts without a field have nothing to check."""
     modules = (
-        approximate, bound, corruption, filters, gaps, growing, guided, masked, published, remask,
+        approximate, bound, corruption, filters, gaps, guided, masked, options, published, remask,
         schedules, unmask,
     )  # fmt: skip
     values = {"Drift", "Ways", "NextToken", "Independent", "BoundWeight", "ConstantWeight", "Only"}
+    values |= {"GenerationOptions"}  # tests/test_arguments.py
     found = {
         name
         for module in modules

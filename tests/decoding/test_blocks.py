@@ -5,10 +5,10 @@ import torch
 from reference_models import network
 from torch.testing import assert_close
 
-from sfumato.decoding.blocks import generate_blocks
+from sfumato.decoding.blocks import Blocks
 from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.filters import Allowed, Repetition, Suppress, Temperature, TopK
-from sfumato.decoding.options import STEPS
+from sfumato.decoding.rules import STEPS
 from sfumato.denoisers.blocks import CachedReader, Reread
 from sfumato.denoisers.full import Full
 from sfumato.errors import ConfigError
@@ -49,8 +49,9 @@ def pages_of(reader, prompts, new, *, step=STEP, rows=None, **options) -> list[t
     if rows is not None:
         rng = rng.select(torch.tensor(rows))
         page = Canvas(page.tokens[rows], page.noisy[rows], page.fixed[rows])
-    options = {"filters": [NEVER], "ends": (END,), "filler": PAD, **options}
-    return [page.tokens for page in generate_blocks(reader, page, step, rng, **options)]
+    decoder = Blocks(reader=reader, ends=(END,), filler=PAD)
+    options = {"filters": [NEVER], **options}
+    return [page.tokens for page in decoder.pages(page, step, rng, **options)]
 
 
 # not from nothing: among masks alone all positions tie, and rounding decides
@@ -63,10 +64,10 @@ def test_every_page_with_a_cache_equals_the_page_without(name, shift):
     model, step = model_of(shift=shift), STEPS[name](MASKED, {})
     if shift and name.startswith("wino"):
         with pytest.raises(ConfigError, match="no position can be left out"):
-            pages_of(CachedReader(model, MASK, SIZE), PROMPTS, NEW, step=step)
+            pages_of(CachedReader.of(model, MASK), PROMPTS, NEW, step=step)
         return
-    cached = pages_of(CachedReader(model, MASK, SIZE), PROMPTS, NEW, step=step)
-    plain = pages_of(Reread(model, MASK, SIZE), PROMPTS, NEW, step=step)
+    cached = pages_of(CachedReader.of(model, MASK), PROMPTS, NEW, step=step)
+    plain = pages_of(Reread.of(model, MASK), PROMPTS, NEW, step=step)
     assert len(cached) >= 13  # one for each token of the longest row
     assert_close(cached, plain, rtol=0, atol=0)
     assert not bool((cached[-1] == MASK).any())
@@ -74,8 +75,8 @@ def test_every_page_with_a_cache_equals_the_page_without(name, shift):
 
 def test_time_is_told_block_by_block():
     model = model_of(time_conditioned=True)
-    cached = pages_of(CachedReader(model, MASK, SIZE), PROMPTS, NEW, num_steps=9)
-    plain = pages_of(Reread(model, MASK, SIZE), PROMPTS, NEW, num_steps=9)
+    cached = pages_of(CachedReader.of(model, MASK), PROMPTS, NEW, num_steps=9)
+    plain = pages_of(Reread.of(model, MASK), PROMPTS, NEW, num_steps=9)
     assert_close(cached, plain, rtol=0, atol=0)
 
 
@@ -93,7 +94,7 @@ def test_aligned_rows_equal_the_ordinary_loop(shift):
         lookahead=False,
         filters=[NEVER],
     )
-    got = pages_of(CachedReader(model, MASK, SIZE), [4, 4, 4], [12, 12, 12])
+    got = pages_of(CachedReader.of(model, MASK), [4, 4, 4], [12, 12, 12])
     assert_close(got[-1], [page.tokens for page in wanted][-1], rtol=0, atol=0)
 
 
@@ -101,11 +102,9 @@ def test_aligned_rows_equal_the_ordinary_loop(shift):
 def test_a_row_does_not_depend_on_its_neighbours(name):
     model, step = model_of(), STEPS[name](MASKED, {})
     filters = [NEVER, Repetition(1.2), Temperature(0.7), TopK(6)]
-    together = pages_of(CachedReader(model, MASK, SIZE), PROMPTS, NEW, step=step, filters=filters)[
-        -1
-    ]
+    together = pages_of(CachedReader.of(model, MASK), PROMPTS, NEW, step=step, filters=filters)[-1]
     for row in range(4):
-        reader = CachedReader(model, MASK, SIZE)
+        reader = CachedReader.of(model, MASK)
         alone = pages_of(reader, PROMPTS, NEW, step=step, rows=[row], filters=filters)[-1]
         assert torch.equal(alone[0], together[row])
 
@@ -115,7 +114,7 @@ def test_filters_see_rows_and_columns_of_the_whole_page():
     at[1, 7] = at[3, 15] = True
     only = torch.arange(VOCAB) == 9
     filters = [NEVER, Allowed(at, only)]
-    last = pages_of(CachedReader(model_of(), MASK, SIZE), PROMPTS, NEW, filters=filters)[-1]
+    last = pages_of(CachedReader.of(model_of(), MASK), PROMPTS, NEW, filters=filters)[-1]
     assert last[1, 7] == last[3, 15] == 9
 
 
@@ -124,10 +123,10 @@ def test_filters_see_rows_and_columns_of_the_whole_page():
 def test_longer_text_than_the_model_slides(prompts, shift):
     """Positions beyond its 16 go on, and a block sees the last three before it."""
     model, new = model_of(positions=16, shift=shift), [30, 23]
-    cached = pages_of(CachedReader(model, MASK, SIZE), prompts, new)
-    plain = pages_of(Reread(model, MASK, SIZE), prompts, new)
+    cached = pages_of(CachedReader.of(model, MASK), prompts, new)
+    plain = pages_of(Reread.of(model, MASK), prompts, new)
     assert_close(cached, plain, rtol=0, atol=0)
-    wide = pages_of(Reread(model_of(shift=shift), MASK, SIZE), prompts, new)  # forgets nothing
+    wide = pages_of(Reread.of(model_of(shift=shift), MASK), prompts, new)  # forgets nothing
     assert not torch.equal(wide[-1], plain[-1])
 
 
@@ -135,7 +134,8 @@ class Counting:
     """A reader that counts its passes and the rows in them."""
 
     def __init__(self, reader, counts):
-        self.reader, self.counts, self.size = reader, counts, reader.size
+        self.reader, self.counts = reader, counts
+        self.size, self.settles = reader.size, reader.settles
 
     def begin(self, *args):
         return Counting(self.reader.begin(*args), self.counts)
@@ -160,7 +160,7 @@ def test_a_row_that_has_ended_costs_nothing_more():
     stop = Allowed(at, torch.arange(VOCAB) == END)
     text = Suppress((PAD,))
     counts: list[int] = []
-    reader = Counting(CachedReader(model_of(), MASK, SIZE), counts)
+    reader = Counting(CachedReader.of(model_of(), MASK), counts)
     never_ends = Allowed(~at, torch.arange(VOCAB) > 3)
     pages = pages_of(reader, [0, 0], [16, 16], filters=[text, never_ends, stop])
     assert pages[-1][0, 5] == END
@@ -175,7 +175,7 @@ def test_a_finished_block_is_read_with_the_next_one():
     one = STEPS["left_to_right"](MASKED, {})
     for positions, prompts, wanted in ((64, [0], 12), (8, [0], 12 + 1), (64, [0, 2], 12 + 3)):
         counts: list[int] = []
-        reader = Counting(CachedReader(model_of(positions), MASK, SIZE), counts)
+        reader = Counting(CachedReader.of(model_of(positions), MASK), counts)
         pages = pages_of(reader, prompts, [12] * len(prompts), step=one)
         assert len(pages) == len(counts) == wanted
 
@@ -185,7 +185,7 @@ def test_a_reader_is_a_value():
     model, tokens = model_of(), torch.tensor([[5, 6, 7, 8]])
     t, where = torch.ones(1, 4), torch.ones(1, 4, dtype=torch.bool)
     keep = torch.tensor([True])
-    reader = CachedReader(model, MASK, SIZE).begin(torch.zeros(1, 0).long(), torch.tensor([0]))
+    reader = CachedReader.of(model, MASK).begin(torch.zeros(1, 0).long(), torch.tensor([0]))
     masks = torch.full_like(tokens, MASK)
     before, _ = reader.advance(masks, t, where, ~keep)
     _, later = reader.advance(tokens, t * 0, where, keep)
@@ -199,11 +199,11 @@ def test_a_reader_is_a_value():
 def test_what_cannot_be_written_is_refused():
     model = model_of()
     with pytest.raises(ConfigError, match="num_steps 2 is less than the 4 blocks"):
-        pages_of(CachedReader(model, MASK, SIZE), [0], [14], num_steps=2)
+        pages_of(CachedReader.of(model, MASK), [0], [14], num_steps=2)
     with pytest.raises(ConfigError, match="blocks of 65 positions, but the model was built for 64"):
         pages_of(CachedReader(model, MASK, 65), [0], [14])
 
 
 def test_a_page_without_noise_comes_as_it_is():
-    pages = pages_of(CachedReader(model_of(), MASK, SIZE), [5], [0])
+    pages = pages_of(CachedReader.of(model_of(), MASK), [5], [0])
     assert len(pages) == 1

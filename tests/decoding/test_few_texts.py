@@ -1,12 +1,15 @@
 """Grammars of a few texts: each is drawn by the model's own law."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from tiny_lm import CANVAS, UNIFORM, tiny_lm
 
 from sfumato.decoding.few_texts import Finite, draw_texts, score
-from sfumato.decoding.options import STEPS
+from sfumato.decoding.rules import STEPS
+from sfumato.decoding.writing import canvases
 from sfumato.grammar.grammar import Grammar
 from sfumato.lm.gaps import log_probability
 from sfumato.lm.model import DiffusionLM
@@ -23,7 +26,7 @@ def law(lm, request, row=0):
     asked = torch.stack([finite.asked(row, one, width) for one in found])
     cut = lm.autoregressive
     with lm.inference():
-        nats = score(request, row, laid, asked, finite.order, lm._canvases, cut=cut)
+        nats = score(request, row, laid, asked, finite.order, partial(canvases, lm.writer), cut=cut)
     return laid, asked, nats
 
 
@@ -46,7 +49,7 @@ def test_scores_are_those_of_the_model_left_to_right(config, prompt, more):
     request = lm.start(prompt, choices=CHOICES, seed=0, **more)
     laid, asked, nats = law(lm, request)
     tokens = torch.where(asked, laid, request.canvas.tokens)
-    ids = [lm.given.opening(lm.encode([lm.given.stem(prompt)])[0])] * len(laid)
+    ids = [lm.prompts.opening(lm.encode([lm.prompts.stem(prompt)])[0])] * len(laid)
     denoiser, shown = lm.denoiser, request.canvas.fixed.expand(len(laid), -1)
     if request.left is not None:
         denoiser = denoiser.given(left=torch.tensor(ids))
@@ -75,7 +78,7 @@ def test_texts_are_drawn_by_the_law(config, temperature):
         expected = (nats == nats.max()).double().numpy()
     finite = Finite.of(request, lm.corruption, lm.encode, lm.special)
     with lm.inference():
-        drawn = draw_texts(request, finite, lm._canvases, cut=lm.autoregressive)
+        drawn = draw_texts(request, finite, partial(canvases, lm.writer), cut=lm.autoregressive)
     written = drawn.filters[-1].tokens
     counts = (written[:, None] == laid[None]).all(2).double().mean(0).numpy()
     np.testing.assert_allclose(counts, expected, atol=3.5 * np.sqrt(0.25 / rows))

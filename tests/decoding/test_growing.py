@@ -10,8 +10,9 @@ from tiny_lm import HYBRID, SENTENCES, UNIFORM, tiny_lm
 
 from sfumato.cli.live import frame
 from sfumato.decoding.canvas import blank
-from sfumato.decoding.growing import Growth, _Writer, generate_growing
-from sfumato.decoding.options import STEPS, GenerationOptions
+from sfumato.decoding.growing import Growing, _Clerk
+from sfumato.decoding.options import GenerationOptions, Growth
+from sfumato.decoding.rules import STEPS
 from sfumato.decoding.unmask import LeftToRight
 from sfumato.errors import ConfigError
 from sfumato.models.attention import HIDDEN
@@ -57,8 +58,10 @@ class Scripted:
 def pages(denoiser, canvas, places, growth, **options):
     step = LeftToRight(Linear())
     rng = Rng.from_seed(0, len(canvas.tokens))
+    shared = {name: options.pop(name) for name in ("num_steps", "filters") if name in options}
     given = {"ends": (END, PAD), "filler": PAD, **options}
-    return list(generate_growing(denoiser, canvas, step, rng, growth, places=places, **given))
+    decoder = Growing(denoiser=denoiser, growth=growth, places=places, **given)
+    return list(decoder.pages(canvas, step, rng, **shared))
 
 
 def blank_rows(prompts: list[int], new: int) -> Canvas:
@@ -107,7 +110,7 @@ def test_what_is_inserted_moves_all_that_a_page_has():
     memory = {"wide": torch.rand(3, 6, 2, generator=draw)}
     canvas = Canvas(tokens, noisy, ~inside, memory)
     says: Any = Scripted(0)
-    writer = _Writer(says, LeftToRight(Linear()), Growth(), width, (END,), PAD, ())
+    writer = _Clerk(says, LeftToRight(Linear()), Growth(), width, (END,), PAD, ())
     new, wider = writer.stretched(canvas, width, at, count)
     assert wider.tolist() == [8, 3, 7]
     for row in range(3):

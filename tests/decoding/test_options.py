@@ -5,15 +5,12 @@ import pytest
 
 from sfumato.cli.writing import STEP_NAMES
 from sfumato.decoding.filters import MinP, Repetition, Suppress, Temperature, TopK, TopP
-from sfumato.decoding.options import (
-    STEPS,
-    GenerationOptions,
-    read_generation_config,
-    write_generation_config,
-)
+from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.remask import Cap, Remasking, Wino
+from sfumato.decoding.rules import STEPS
 from sfumato.decoding.unmask import Ancestral, Klass, Threshold
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.lm.generation_config import read_generation_config, write_generation_config
 from sfumato.noise.corruption import Hybrid, Masked, Uniform
 from sfumato.noise.schedules import Linear
 

@@ -9,9 +9,9 @@ import torch
 
 from sfumato.decoding.canvas import blank, denoise, even_times
 from sfumato.decoding.filters import Suppress, Temperature
-from sfumato.decoding.options import STEPS
 from sfumato.decoding.published import KlassPublished, WinoPublished
 from sfumato.decoding.remask import Wino
+from sfumato.decoding.rules import STEPS
 from sfumato.decoding.unmask import Klass
 from sfumato.noise.corruption import Masked
 from sfumato.noise.schedules import Linear

@@ -9,7 +9,7 @@ from tiny_lm import tiny_lm
 from torch.testing import assert_close
 
 from sfumato.decoding.canvas import blank, generate
-from sfumato.decoding.options import STEPS
+from sfumato.decoding.rules import STEPS
 from sfumato.denoisers.approximate import ApproximateCache, Drift
 from sfumato.denoisers.full import Full, autoregressive
 from sfumato.errors import ConfigError

@@ -8,7 +8,7 @@ from worlds import MASK as WORLD_MASK
 from worlds import World
 
 from sfumato.denoisers.approximate import ApproximateCache
-from sfumato.denoisers.full import Cached, Full, autoregressive
+from sfumato.denoisers.full import Full, autoregressive
 from sfumato.denoisers.guided import Guided
 from sfumato.models.attention import HIDDEN, Causal
 from sfumato.noise.corruption import Masked
@@ -128,7 +128,6 @@ def readings() -> list:
         full,
         Full(blocks, MASK),
         autoregressive(causal, MASK),
-        Cached(causal, MASK),
         ApproximateCache(full, "dual"),
         Guided(full, full, 1.0),
     ]
@@ -169,6 +168,8 @@ def test_rows_without_wanted_positions_cost_nothing():
     model = network()
 
     class Counts(torch.nn.Module):
+        block_size, shift, reads_source = None, False, False
+
         def forward(self, ids, **options):
             seen.append(len(ids))
             return model(ids, **options)

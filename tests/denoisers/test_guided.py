@@ -3,7 +3,7 @@ import torch
 from small_networks import network, reader
 from test_full import MASK, VOCAB, T, close, noisy, text
 
-from sfumato.denoisers.full import Cached, Full, autoregressive
+from sfumato.denoisers.full import Full, autoregressive
 from sfumato.denoisers.guided import towards_prompt, towards_source
 from sfumato.errors import ConfigError
 from sfumato.testing import check_denoiser
@@ -20,8 +20,6 @@ KINDS = {
     "encoder": lambda: Full(reader(), MASK),
     "prefix": lambda: Full(network(), MASK),
     "causal": lambda: autoregressive(reader(attention="causal"), MASK),
-    "cached": lambda: Cached(reader(attention="causal"), MASK),
-    "cached prefix": lambda: Cached(network(attention="causal"), MASK),
 }
 
 
@@ -57,7 +55,7 @@ def test_scale_0_is_the_denoiser_itself(kind):
     plain, source, tokens = KINDS[kind](), sources(), noisy(3, 6)
     shown = plain.conditioned(source)
     assert torch.equal(towards_source(plain, source, 0.0)(tokens, T), shown(tokens, T))
-    if isinstance(plain, Full) and not plain.shift:
+    if not plain.shift:
         where = tokens != MASK
         found = towards_source(plain, source, 0.0).leave_one_out(tokens, T, where)
         assert torch.equal(found, shown.leave_one_out(tokens, T, where))
@@ -129,34 +127,6 @@ def test_the_encoder_runs_once_for_a_request():
             guided = guided.given(left=text(3, 1))
             guided(tokens, T)
     assert len(calls) == 1
-
-
-@torch.no_grad()
-def test_text_may_come_before_its_source():
-    cached, left, tokens = KINDS["cached"](), text(3, 4), noisy(3, 6)
-    guided = towards_source(cached.given(left=left), sources(), 1.0)
-    plain = towards_source(autoregressive(cached.model, MASK).given(left=left), sources(), 1.0)
-    close(guided(tokens, T).softmax(-1), plain(tokens, T).softmax(-1))
-
-
-@pytest.mark.parametrize("kind", ["cached", "cached prefix"])
-@torch.no_grad()
-def test_guided_decoding_reads_every_token_once_for_each_side(kind):
-    denoiser = KINDS[kind]()
-    shapes = []
-    denoiser.model.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[1]))
-    guided, plain = (
-        towards_source(one, sources(), 1.0).given(left=text(3, 2))
-        for one in (denoiser, autoregressive(denoiser.model, MASK))
-    )
-    found = []
-    for _ in range(3):
-        found.append(guided(text(3, 1), T))
-        guided = guided.given(left=text(3, 1))
-    assert shapes[2:] == [1] * 4
-    for logits in found:
-        close(logits.softmax(-1), plain(text(3, 1), T).softmax(-1))
-        plain = plain.given(left=text(3, 1))
 
 
 @pytest.mark.parametrize("scale", [-0.5, float("nan"), float("inf")])

@@ -17,8 +17,9 @@ from sfumato.data.tokenizer import token_bytes
 from sfumato.decoding.canvas import denoise, even_times, generate
 from sfumato.decoding.constrained import Span, constrain
 from sfumato.decoding.filters import Temperature, TopK
-from sfumato.decoding.options import STEPS, GenerationOptions
+from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.remask import Cap, Remasking, Wino
+from sfumato.decoding.rules import STEPS
 from sfumato.decoding.step import Around
 from sfumato.decoding.unmask import LeftToRight, RandomOrder
 from sfumato.errors import ConfigError

@@ -1,14 +1,18 @@
 """A row that has written its end is done, however it is written; its text is the same as before."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference_models import network
 from tiny_lm import CANVAS, HYBRID, tiny_lm
 
-from sfumato.decoding.canvas import blank, filled, generate
+from sfumato.decoding.blocks import Blocks, OneByOne
+from sfumato.decoding.canvas import WholeCanvas, blank, filled
 from sfumato.decoding.filters import Suppress
-from sfumato.decoding.options import STEPS
-from sfumato.denoisers.full import Cached, Full, autoregressive
+from sfumato.decoding.rules import STEPS
+from sfumato.denoisers.blocks import CachedReader
+from sfumato.denoisers.full import Full, autoregressive
 from sfumato.noise.corruption import Masked
 from sfumato.rng import Rng
 from sfumato.types import Canvas
@@ -37,7 +41,12 @@ def written(denoiser, step, rows=None, **options) -> list[Canvas]:
         rng = rng.select(torch.tensor(rows))
         page = Canvas(page.tokens[rows], page.noisy[rows], page.fixed[rows])
     filters = [Suppress((FILLER,))]
-    return list(generate(denoiser, page, step, rng.fold(1), filters=filters, **options))
+    shared = {"filters": filters, "num_steps": options.pop("num_steps", None)}
+    if isinstance(denoiser, CachedReader):
+        decoder = OneByOne(reader=denoiser, **options)
+    else:
+        decoder = WholeCanvas(denoiser=denoiser, **options)
+    return list(decoder.pages(page, step, rng.fold(1), **shared))
 
 
 def texts(page: Canvas) -> list[list[int]]:
@@ -94,17 +103,15 @@ def test_rules_that_take_decisions_back_go_on_until_a_block_is_over():
 
 def test_an_autoregressive_model_stops_with_its_longest_text():
     step = STEPS["left_to_right"](MASKED, {})
-    for denoiser, block in ((autoregressive(CAUSAL, MASK), None), (Cached(CAUSAL, MASK), 1)):
-        own = {"lookahead": False, "block": block}
+    whole, cached = autoregressive(CAUSAL, MASK), CachedReader(CAUSAL, MASK, 1, shift=True)
+    for denoiser, own in ((whole, {"lookahead": False}), (cached, {})):
         without = written(denoiser, step, **own)
         pages = written(denoiser, step, ends=(END,), filler=FILLER, **own)
         assert texts(pages[-1]) == texts(without[-1])
-        given = [3, 2, 4, 2, 3]
         lengths = [len(text) for text in texts(pages[-1])]
+        given = [3, 2, 4, 2, 3]
         lengths = [n + (g + n < LENGTH) for n, g in zip(lengths, given, strict=True)]
-        stops = [n + g for n, g in zip(lengths, given, strict=True)]
-        passes = max(stops) - min(given) if block else max(lengths)
-        assert len(pages) == passes < len(without)
+        assert len(pages) == max(lengths) < len(without)
 
 
 def test_given_ends_end_nothing():
@@ -118,16 +125,18 @@ def test_given_ends_end_nothing():
     assert filled(open_, (END,), FILLER) is open_
 
 
+def endless(pages):
+    """The same way of writing, for which nothing ends a text."""
+    return lambda self, *args, **options: pages(replace(self, ends=()), *args, **options)
+
+
 @pytest.mark.parametrize("kind", [{}, {"objective": "next_token"}, {"corruption": HYBRID}], ids=str)
 def test_a_models_texts_stay_and_its_steps_are_those_of_the_longest(kind, monkeypatch):
     lm = tiny_lm(**kind)
     prompts = {"prompt": ["A", "The fox", ""], "seed": 3, "num_samples": 2}
     made = lm.generate(**prompts)
-    real = generate
-    monkeypatch.setattr(
-        "sfumato.lm.model.generate",
-        lambda *args, **options: real(*args, **options | {"ends": ()}),
-    )
+    for decoder in (Blocks, WholeCanvas):
+        monkeypatch.setattr(decoder, "pages", endless(decoder.pages))
     before = lm.generate(**prompts)
     assert made.full_texts == before.full_texts
     assert made.tokens == before.tokens

@@ -232,7 +232,7 @@ def test_a_model_says_whether_its_end_token_fills_rows(padding, monkeypatch):
 
 def test_gaps_never_outgrow_the_canvas(lm):
     text = f"The fox met a big grey bear.{GAP} and {GAP}"
-    room = CANVAS - lm.given.gapped(text, True).count
+    room = CANVAS - lm.prompts.gapped(text, True).count
     written = lm.infill([text] * 8, gap_length=(1, 16), seed=0, temperature=9.0)
     lengths = {len(tokens) for tokens in written.tokens}
     assert max(lengths) <= room

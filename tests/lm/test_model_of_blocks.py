@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_lm import CANVAS, SENTENCES, tiny_lm
 
-import sfumato.lm.model
+import sfumato.decoding.blocks
 from sfumato import DiffusionLM
 from sfumato.decoding.filters import Suppress
 from sfumato.denoisers.blocks import Reread
@@ -30,7 +30,7 @@ def test_a_saved_model_still_writes_blocks(blocks, tmp_path):
 def test_the_cache_changes_nothing(blocks, monkeypatch, length):
     options = {"length": length, "seed": 1, "step": "margin"}
     cached = list(blocks.stream(PROMPTS, **options))
-    monkeypatch.setattr(sfumato.lm.model, "CachedReader", Reread)
+    monkeypatch.setattr(sfumato.decoding.blocks, "CachedReader", Reread)
     plain = list(blocks.stream(PROMPTS, **options))
     assert len(cached) == len(plain) > 4
     for one, other in zip(cached, plain, strict=True):

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 
 from sfumato.decoding.canvas import blank, even_times, generate
 from sfumato.decoding.filters import Temperature
-from sfumato.decoding.options import STEPS
 from sfumato.decoding.remask import Cap, Remasking, Rescale, loop
+from sfumato.decoding.rules import STEPS
 from sfumato.decoding.unmask import TopConfidence, quota
 from sfumato.denoisers.full import Full
 from sfumato.likelihood.bounds import _StepOf
@@ -36,6 +36,8 @@ def golden(name: str) -> dict[str, Tensor]:
 
 class Network(nn.Module):
     """The network of the golden tensors, as `Full` calls one: its head is the identity."""
+
+    block_size, shift, reads_source = None, False, False
 
     def __init__(self, table: Tensor):
         super().__init__()

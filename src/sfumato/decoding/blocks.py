@@ -14,12 +14,164 @@ import torch
 from torch import Tensor
 
 from sfumato.decoding.canvas import on_page, pasted
+from sfumato.decoding.decoder import (
+    EXACT,
+    GAPS,
+    ONE_WAY,
+    OPTIONAL,
+    SOURCE,
+    Decoder,
+    Writer,
+    ending,
+)
 from sfumato.decoding.filters import divided
+from sfumato.decoding.options import GenerationOptions
+from sfumato.decoding.request import Request
+from sfumato.decoding.rules import rule_name
 from sfumato.decoding.step import Prediction, Step
-from sfumato.denoisers.blocks import BlockReader
+from sfumato.denoisers.blocks import BlockReader, CachedReader
+from sfumato.denoisers.guided import GuidedReader, sides
 from sfumato.errors import ConfigError
 from sfumato.rng import Rng
 from sfumato.types import Canvas, Filter
+
+UNGUIDED = "a model of blocks reads no source, and cannot be guided; leave out source and guidance"
+
+
+@dataclass(frozen=True)
+class Blocks(Decoder):
+    """For models of blocks: every block after clean text, with an exact cache.
+
+    `num_steps` is shared out over the blocks that a row writes (None: one step for every noisy
+    position). Where one of `ends` is written, and nothing before it is noisy, the row is done: the
+    rest counts as given, filled with `filler`, and no more is computed for it.
+    """
+
+    refuses = {  # noqa: RUF012 (a class variable of the base)
+        "grow": ONE_WAY,
+        "approx_cache": EXACT,
+        SOURCE: UNGUIDED,
+        "guidance": UNGUIDED,
+        GAPS: "this model writes blocks of {size} tokens and cannot see what follows one; "
+        "infilling needs a model of full attention, such as stories-infill",
+    }
+    takes = frozenset(OPTIONAL) - set(refuses)
+
+    reader: BlockReader
+
+    @classmethod
+    def suits(cls, writer: Writer, options: GenerationOptions) -> bool:
+        return writer.block_size is not None and not writer.one_by_one
+
+    @classmethod
+    def settled(cls, writer: Writer, options: GenerationOptions) -> GenerationOptions:
+        if writer.shift and options.rule(writer.corruption).verifies:
+            raise ConfigError(
+                f"step '{rule_name(options.step)}' leaves single positions out of a pass, and this "
+                "model reads the token before each of them; use another step"
+            )
+        if options.block not in (None, writer.block_size):
+            raise ConfigError(
+                f"this model was trained on blocks of {writer.block_size} tokens, got "
+                f"block={options.block}: leave it out"
+            )
+        return replace(options, block=writer.block_size, lookahead=False)
+
+    @classmethod
+    def cuts(cls, options: GenerationOptions) -> bool:
+        return False  # a block is seen whole
+
+    @classmethod
+    def of(cls, writer: Writer, request: Request) -> "Blocks":
+        reader = CachedReader.of(writer.compute(request), writer.special.mask)
+        return cls(reader=reader, **ending(writer))
+
+    @torch.no_grad()
+    def pages(
+        self,
+        canvas: Canvas,  # [B, W]; a text begins in the first column
+        step: Step,
+        rng: Rng,
+        *,
+        num_steps: int | None = None,
+        filters: Sequence[Filter] = (),
+    ) -> Iterator[Canvas]:
+        """Yield the page after every pass."""
+        reader, size, width = self.reader, self.reader.size, canvas.tokens.shape[1]
+        page = _widened(canvas, -width % size, self.filler)
+        own = (step, rng, num_steps, tuple(filters), tuple(self.ends), self.filler)
+        clerk = _Clerk(*own, size, reader.settles)
+        rows = clerk.begin(page)
+        if not rows:
+            yield canvas
+            return
+        alive = torch.tensor([row.number for row in rows], device=page.tokens.device)
+        read = torch.tensor([row.first * size for row in rows], device=page.tokens.device)
+        if len(rows) < len(page.tokens):
+            reader = reader.select(alive)
+        reader, memory = reader.begin(page.tokens[alive], read), {}
+        while rows:
+            page, memory, reader, rows = clerk.tick(page, memory, reader, rows)
+            yield _narrowed(page, width)
+            alive = [index for index, row in enumerate(rows) if row.block <= row.last]
+            if len(alive) < len(rows):
+                kept = torch.tensor(alive, dtype=torch.int64, device=page.tokens.device)
+                rows, reader = [rows[index] for index in alive], reader.select(kept)
+                memory = {key: values[kept] for key, values in memory.items()}
+
+
+@dataclass(frozen=True)
+class OneByOne(Blocks):
+    """For autoregressive models: blocks of one token, of a network that reads the token before."""
+
+    refuses = {  # noqa: RUF012
+        "grow": ONE_WAY,
+        "approx_cache": EXACT,
+        GAPS: "this model writes from left to right and cannot see what follows a gap; "
+        "infilling needs a diffusion model",
+    }
+    takes = frozenset(OPTIONAL) - set(refuses)
+
+    @classmethod
+    def suits(cls, writer: Writer, options: GenerationOptions) -> bool:
+        return writer.one_by_one
+
+    @classmethod
+    def settled(cls, writer: Writer, options: GenerationOptions) -> GenerationOptions:
+        own = {"step": "left_to_right", "num_steps": None, "block": 1}
+        for name, only in own.items():
+            if getattr(options, name) not in (None, only):
+                raise ConfigError(
+                    f"this model writes one token after another, from left to right; got "
+                    f"{name}={getattr(options, name)}: leave it out"
+                )
+        return replace(options, step="left_to_right", block=1, lookahead=False)
+
+    @classmethod
+    def check_request(cls, writer: Writer, request: Request) -> None:
+        super().check_request(writer, request)
+        if request.options.guidance and request.source is None:
+            raise ConfigError(
+                "this model writes from left to right and has never seen a hidden prompt, so that "
+                "it can be guided by a source only; leave out guidance"
+            )
+
+    @classmethod
+    def cuts(cls, options: GenerationOptions) -> bool:
+        return True
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, writer: Writer, request: Request) -> "OneByOne":
+        shown = unshown = CachedReader.of(writer.compute(request), writer.special.mask)
+        if request.source is not None:
+            shown, unshown = sides(shown, request.source)
+        if request.left is not None:
+            shown = shown.given(request.left, request.hidden)
+            unshown = unshown.given(request.left, request.hidden)
+        scale = request.options.guidance
+        reader = GuidedReader(shown, unshown, scale) if scale else shown
+        return cls(reader=reader, **ending(writer))
 
 
 @dataclass(frozen=True)
@@ -50,46 +202,8 @@ class _Group:
     step: Step
 
 
-@torch.no_grad()
-def generate_blocks(
-    reader: BlockReader,
-    canvas: Canvas,
-    step: Step,
-    rng: Rng,
-    *,
-    num_steps: int | None = None,
-    filters: Sequence[Filter] = (),
-    ends: Sequence[int] = (),
-    filler: int = 0,
-) -> Iterator[Canvas]:
-    """Yield the page [B, W] after every pass; a text begins in the first column.
-
-    `num_steps` is shared out over the blocks that a row writes (None: one step for every noisy
-    position). Where one of `ends` is written, and nothing before it is noisy, the row is done: the
-    rest counts as given, filled with `filler`, and no more is computed for it.
-    """
-    size, width = reader.size, canvas.tokens.shape[1]
-    page = _widened(canvas, -width % size, filler)
-    writer = _Writer(step, rng, num_steps, tuple(filters), tuple(ends), filler, size)
-    rows = writer.begin(page)
-    if not rows:
-        yield canvas
-        return
-    alive = torch.tensor([row.number for row in rows], device=page.tokens.device)
-    read = torch.tensor([row.first * size for row in rows], device=page.tokens.device)
-    reader, memory = reader.begin(page.tokens[alive], read), {}
-    while rows:
-        page, memory, reader, rows = writer.tick(page, memory, reader, rows)
-        yield _narrowed(page, width)
-        alive = [index for index, row in enumerate(rows) if row.block <= row.last]
-        if len(alive) < len(rows):
-            kept = torch.tensor(alive, dtype=torch.int64, device=page.tokens.device)
-            rows, reader = [rows[index] for index in alive], reader.select(kept)
-            memory = {key: values[kept] for key, values in memory.items()}
-
-
 @dataclass(frozen=True)
-class _Writer:
+class _Clerk:
     """What does not change from tick to tick."""
 
     step: Step
@@ -99,6 +213,7 @@ class _Writer:
     ends: tuple[int, ...]
     filler: int
     size: int
+    settles: bool  # the reader's blocks need not be read when they are finished
 
     def begin(self, page: Canvas) -> list[_Row]:
         """The rows in which there is something to write, at the first block of each."""
@@ -121,7 +236,7 @@ class _Writer:
     ) -> tuple[Canvas, Mapping[str, Tensor], BlockReader, list[_Row]]:
         """One pass over the next block of every row."""
         finished = None
-        if all(row.reading for row in rows) and reader.room > 1:
+        if not self.settles and all(row.reading for row in rows) and reader.room > 1:
             beyond = [self._moved(row, over=True, ended=False) for row in rows]
             if all(row.block <= row.last and not row.reading for row in beyond):
                 finished = page.tokens[self._at(rows, page)]  # read with the next, in one pass
@@ -153,6 +268,8 @@ class _Writer:
             row.reading or not (left or (self.step.reopens and row.tick + 1 < row.share))
             for row, left in zip(rows, noisy.any(1).tolist(), strict=True)
         ]
+        if reader.settles:
+            reader = reader.settled(tokens, torch.tensor(over, device=where.device))
         page, ended = self._ended(page, rows, after, over)
         moved = [self._moved(*each) for each in zip(rows, over, ended, strict=True)]
         return page, kept, reader, moved
@@ -213,9 +330,11 @@ class _Writer:
         keep: Tensor,
         finished: Tensor | None,  # [R, S] the block before, not read yet
     ) -> tuple[Tensor, BlockReader]:
-        """The network runs only if a row wants something of it."""
+        """The network runs only if a row wants something of it, or has something read."""
         logits, t = torch.zeros((0, 1), device=tokens.device), t[:, None].expand(tokens.shape)
         nowhere, wanted = torch.zeros_like(where), bool(where.any())
+        if self.settles:
+            return reader.advance(tokens, t, where, nowhere[:, 0])
         if finished is not None:
             keep = torch.ones_like(keep)
             if self.step.verifies:
@@ -271,7 +390,7 @@ class _Writer:
             return replace(row, block=row.last + 1)
         if not over:
             return replace(row, tick=row.tick + 1)
-        if not row.reading and row.block < row.last:
+        if not (row.reading or self.settles) and row.block < row.last:
             return replace(row, tick=0, reading=True)
         row = replace(row, block=row.block + 1, tick=0, reading=False)
         if row.block > row.last:

@@ -12,16 +12,16 @@ Shapes: B rows, L positions of the widest.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from sfumato.arguments import MOST, Count, Share, check_fields
-from sfumato.decoding.canvas import behind_end
+from sfumato.decoding.canvas import NO_COMPILE, behind_end, reading
+from sfumato.decoding.decoder import GAPS, OPTIONAL, Decoder, Writer, check_prefix, ending
 from sfumato.decoding.filters import divided
 from sfumato.decoding.logits import confidences
+from sfumato.decoding.options import GenerationOptions, Growth
+from sfumato.decoding.request import Request
 from sfumato.decoding.step import Prediction, Step
 from sfumato.decoding.unmask import spread
 from sfumato.denoisers.full import Full
@@ -32,80 +32,113 @@ from sfumato.types import MOVED, Canvas, Filter
 
 
 @dataclass(frozen=True)
-class Growth:
-    """When a canvas grows, and by how much; the paper's values."""
-
-    by: Annotated[int, Field(ge=2, le=MOST)] = 8  # masks that are added, or that one becomes
-    window: Count = 32  # last positions, whose mean probability of an end is looked at
-    enough: Share = 0.5  # below it the blank canvas is too short
-    sure: Share = 0.9  # below it a position of which nothing is known may become several
-    doubt: Share = 0.1  # the most likely token's probability of such a position, at most
-
-    def __post_init__(self):
-        check_fields(self, "grow option '{}'")
-
-
-@torch.no_grad()
-def generate_growing(
-    denoiser: Full,
-    canvas: Canvas,  # blank behind given text
-    step: Step,
-    rng: Rng,
-    growth: Growth,
-    *,
-    places: Sequence[slice],  # of each row, that may be written
-    ends: Sequence[int],
-    filler: int,
-    num_steps: int | None = None,
-    block: int | None = None,
-    filters: Sequence[Filter] = (),
-) -> Iterator[Canvas]:
-    """Yield the page after every addition and every step; where positions have moved, its memory
-    says from where (`MOVED`).
+class Growing(Decoder):
+    """Where positions have moved, a page's memory says from where (`MOVED`).
 
     `num_steps` is for a row of the most positions, and a shorter one takes its share (None: one a
     new token). Blocks count from the left; one that grows pushes those after it along. Where a text
     has ended, the blocks after it are padding.
     """
-    most = torch.tensor([place.stop for place in places], device=canvas.tokens.device)
-    begin = torch.tensor([place.start for place in places], device=canvas.tokens.device)
-    width = begin + canvas.noisy.sum(1)
-    blocks = 1 if block is None else -(-int(most.max()) // block)
-    if num_steps is not None and num_steps < blocks:
-        raise ConfigError(
-            f"num_steps {num_steps} is less than up to {blocks} blocks of {block} to write; use "
-            f"num_steps={blocks} or larger blocks"
-        )
-    writer = _Writer(denoiser, step, growth, most, tuple(ends), filler, tuple(filters))
-    outside = ~_between(canvas, 0, width)
-    canvas = replace(canvas, tokens=canvas.tokens.masked_fill(outside, denoiser.mask_id))
-    growing = torch.ones_like(most, dtype=torch.bool)
-    while True:
-        growing = growing & (width < most)
-        if bool(growing.any()):
-            growing = growing & (writer.end_seen(canvas, width, growing) < growth.enough)
-        if not bool(growing.any()):
-            break
-        count = torch.where(growing, (most - width).clamp_max(growth.by), 0)
-        canvas, width = writer.stretched(canvas, width, width - 1, count)
-        yield writer.shown(canvas, width)
-    rate = (
-        torch.ones_like(most).double() if num_steps is None else (most - begin).double() / num_steps
-    )
-    begin, number = torch.zeros_like(width), 0
-    while bool((begin < width).any()):
-        stop = width if block is None else torch.minimum(begin + block, width)
-        owed = (canvas.noisy & _between(canvas, begin, stop)).sum(1).double()
-        now = _Block(begin, stop, owed, owed, rng.fold(number))
-        canvas = replace(canvas, memory={})
-        for tick in range(canvas.tokens.shape[1] + int(most.max())):
-            busy = writer.busy(canvas, now)
-            if not bool(busy.any()):
+
+    refuses = {  # noqa: RUF012 (a class variable of the base)
+        "approx_cache": "approx_cache keeps places that would move; leave it out, or grow",
+        "grammar": "a grammar is for a length that is known; leave it out, or grow",
+        "guidance": "guidance hides places that would move; leave it out, or grow",
+        "lookahead": "lookahead=False hides where the text ends; leave it out, or grow",
+        "torch_compile": NO_COMPILE,
+        GAPS: "infilling has no grow: use gap_length, tokens for each gap",
+    }
+    takes = frozenset(OPTIONAL) - set(refuses)
+
+    denoiser: Full
+    growth: Growth
+    places: Sequence[slice]  # of each row, that may be written
+    block: int | None = None
+
+    @classmethod
+    def suits(cls, writer: Writer, options: GenerationOptions) -> bool:
+        return options.grow is not None
+
+    @classmethod
+    def settled(cls, writer: Writer, options: GenerationOptions) -> GenerationOptions:
+        if not writer.corruption.absorbing:
+            raise ConfigError(
+                "a canvas grows by masks, and this model was trained on "
+                f"{type(writer.corruption).__name__.lower()} noise; leave grow out"
+            )
+        if options.layout != "padded":
+            raise ConfigError(
+                "this model has no padding and does not see where a canvas' text ends; leave grow "
+                "out and give a length"
+            )
+        return options
+
+    @classmethod
+    def check_request(cls, writer: Writer, request: Request) -> None:
+        check_prefix(writer, request)
+
+    @classmethod
+    def of(cls, writer: Writer, request: Request) -> "Growing":
+        network = Full.of(writer.compute(request), writer.special.mask)
+        shown = reading(request, network, writer.special)
+        assert isinstance(shown, Full), "not guided: that was refused"
+        places = [part for row in request.rows for part in row if isinstance(part, slice)]
+        own = {"growth": request.options.growth(), "places": places}
+        return cls(denoiser=shown, block=request.options.block, **own, **ending(writer))
+
+    @torch.no_grad()
+    def pages(
+        self,
+        canvas: Canvas,  # blank behind given text
+        step: Step,
+        rng: Rng,
+        *,
+        num_steps: int | None = None,
+        filters: Sequence[Filter] = (),
+    ) -> Iterator[Canvas]:
+        """Yield the page after every addition and every step."""
+        denoiser, growth, block = self.denoiser, self.growth, self.block
+        most = torch.tensor([place.stop for place in self.places], device=canvas.tokens.device)
+        begin = torch.tensor([place.start for place in self.places], device=canvas.tokens.device)
+        width = begin + canvas.noisy.sum(1)
+        blocks = 1 if block is None else -(-int(most.max()) // block)
+        if num_steps is not None and num_steps < blocks:
+            raise ConfigError(
+                f"num_steps {num_steps} is less than up to {blocks} blocks of {block} to write; "
+                f"use num_steps={blocks} or larger blocks"
+            )
+        ending = (tuple(self.ends), self.filler)
+        clerk = _Clerk(denoiser, step, growth, most, *ending, tuple(filters))
+        outside = ~_between(canvas, 0, width)
+        canvas = replace(canvas, tokens=canvas.tokens.masked_fill(outside, denoiser.mask_id))
+        growing = torch.ones_like(most, dtype=torch.bool)
+        while True:
+            growing = growing & (width < most)
+            if bool(growing.any()):
+                growing = growing & (clerk.end_seen(canvas, width, growing) < growth.enough)
+            if not bool(growing.any()):
                 break
-            canvas, width, now = writer.tick(canvas, width, now, busy, tick, rate)
-            yield writer.shown(canvas, width)
-            canvas = replace(canvas, memory={k: v for k, v in canvas.memory.items() if k != MOVED})
-        begin, number = torch.where(writer.ended(canvas, now), width, now.stop), number + 1
+            count = torch.where(growing, (most - width).clamp_max(growth.by), 0)
+            canvas, width = clerk.stretched(canvas, width, width - 1, count)
+            yield clerk.shown(canvas, width)
+        rate = torch.ones_like(most).double()
+        if num_steps is not None:
+            rate = (most - begin).double() / num_steps
+        begin, number = torch.zeros_like(width), 0
+        while bool((begin < width).any()):
+            stop = width if block is None else torch.minimum(begin + block, width)
+            owed = (canvas.noisy & _between(canvas, begin, stop)).sum(1).double()
+            now = _Block(begin, stop, owed, owed, rng.fold(number))
+            canvas = replace(canvas, memory={})
+            for tick in range(canvas.tokens.shape[1] + int(most.max())):
+                busy = clerk.busy(canvas, now)
+                if not bool(busy.any()):
+                    break
+                canvas, width, now = clerk.tick(canvas, width, now, busy, tick, rate)
+                yield clerk.shown(canvas, width)
+                kept = {key: value for key, value in canvas.memory.items() if key != MOVED}
+                canvas = replace(canvas, memory=kept)
+            begin, number = torch.where(clerk.ended(canvas, now), width, now.stop), number + 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +161,7 @@ def _between(canvas: Canvas, low: Tensor | int, high: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Writer:
+class _Clerk:
     """What does not change from step to step."""
 
     denoiser: Full

@@ -3,16 +3,13 @@
 `GenerationOptions` is what `generation_config.json`, the command line and Python all fill in.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, Unpack
 
 from pydantic import BeforeValidator, Field
 
-from sfumato.arguments import Count, Numbers, Seed, check_fields, numbers
+from sfumato.arguments import MOST, Count, Numbers, Seed, Share, check_fields, numbers
 from sfumato.decoding.changes import ALIASES, Changes
 from sfumato.decoding.filters import (
     Floor,
@@ -28,19 +25,15 @@ from sfumato.decoding.filters import (
     TopK,
     TopP,
 )
-from sfumato.decoding.growing import Growth
-from sfumato.decoding.rules import STEPS as STEPS
 from sfumato.decoding.rules import StepGiven, rule_for, rule_name
 from sfumato.decoding.step import Step
 from sfumato.devices import Precision
-from sfumato.errors import CheckpointError, ConfigError, near
+from sfumato.errors import ConfigError, near
 from sfumato.grammar.dfa import BUDGET, Budget
 from sfumato.grammar.grammar import Grammar
 from sfumato.noise.corruption import Corruption, Masked
-from sfumato.storage.files import Remedy, foreign, read_object
 from sfumato.types import Filter
 
-DEFAULTS = Remedy(CheckpointError, "mend it there, or take it away: it holds a model's defaults")
 _ANY = Masked(2, 1)  # any corruption
 Stops = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
@@ -53,6 +46,20 @@ Many = Annotated[int, Field(ge=1, le=4096)]
 Schema = Annotated[
     Mapping[str, Any] | bool | str, Field(title="a JSON schema, as a mapping or as text")
 ]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """When a canvas grows, and by how much; the values of DAEDAL (arXiv 2508.00819)."""
+
+    by: Annotated[int, Field(ge=2, le=MOST)] = 8  # masks that are added, or that one becomes
+    window: Count = 32  # last positions, whose mean probability of an end is looked at
+    enough: Share = 0.5  # below it the blank canvas is too short
+    sure: Share = 0.9  # below it a position of which nothing is known may become several
+    doubt: Share = 0.1  # the most likely token's probability of such a position, at most
+
+    def __post_init__(self):
+        check_fields(self, "grow option '{}'")
 
 
 @dataclass(frozen=True)
@@ -142,55 +149,6 @@ class GenerationOptions:
             )
         return replace(self, canvas=canvas)
 
-    def one_by_one(self) -> "GenerationOptions":
-        """How an autoregressive model writes: every token after those on its left."""
-        own = {"step": "left_to_right", "num_steps": None, "block": 1}
-        for name, only in own.items():
-            if getattr(self, name) not in (None, only):
-                raise ConfigError(
-                    f"this model writes one token after another, from left to right; got "
-                    f"{name}={getattr(self, name)}: leave it out"
-                )
-        return replace(self, step="left_to_right", block=1, lookahead=False)
-
-    def in_blocks(self, size: int, shift: bool) -> "GenerationOptions":
-        """How a model of blocks writes: every block after clean text."""
-        if shift and self.rule(_ANY).verifies:
-            raise ConfigError(
-                f"step '{rule_name(self.step)}' leaves single positions out of a pass, and this "
-                "model reads the token before each of them; use another step"
-            )
-        if self.block not in (None, size):
-            raise ConfigError(
-                f"this model was trained on blocks of {size} tokens, got block={self.block}: "
-                "leave it out"
-            )
-        return replace(self, block=size, lookahead=False)
-
-    def check_approximate(self, corruption: Corruption, exact: bool) -> None:
-        """Raise if `approx_cache` has no use, for one because the model has an exact cache."""
-        if self.approx_cache is None:
-            return
-        if exact:
-            raise ConfigError(
-                "this model has an exact cache, which is used by itself; leave approx_cache out"
-            )
-        if self.block is None:
-            raise ConfigError("approx_cache keeps what is around a block; set block, such as 32")
-        if self.rule(corruption).verifies:
-            raise ConfigError(
-                f"step '{self.step}' looks at every position anew, so nothing can be kept; "
-                "leave approx_cache out"
-            )
-
-    def check_compile(self, exact: bool) -> None:
-        """Raise if there is nothing to compile, the model having no exact cache."""
-        if self.torch_compile and not exact:
-            raise ConfigError(
-                "torch_compile is for models of blocks and autoregressive ones, whose passes are "
-                "alike; this one has full attention: leave it out"
-            )
-
     def growth(self) -> Growth:
         """How the canvas grows, if it does."""
         known = {f.name for f in fields(Growth)}
@@ -198,33 +156,6 @@ class GenerationOptions:
             if key not in known:
                 raise ConfigError(f"no grow option '{key}'{near(key, known)}")
         return Growth(**self.grow_options)  # type: ignore[arg-type]
-
-    def check_growth(self, corruption: Corruption, one_way: bool) -> None:
-        """Raise if a canvas cannot `grow`, for one because the model writes from left to right."""
-        if self.grow is None:
-            return
-        if one_way:
-            raise ConfigError(
-                "this model writes from left to right and ends where the text does; leave grow out"
-            )
-        if not corruption.absorbing:
-            raise ConfigError(
-                "a canvas grows by masks, and this model was trained on "
-                f"{type(corruption).__name__.lower()} noise; leave grow out"
-            )
-        if self.layout != "padded":
-            raise ConfigError(
-                "this model has no padding and does not see where a canvas' text ends; leave grow "
-                "out and give a length"
-            )
-        for name, given in (
-            ("approx_cache keeps places that would move", self.approx_cache is not None),
-            ("a grammar is for a length that is known", not self.free),
-            ("guidance hides places that would move", self.guidance > 0),
-            ("lookahead=False hides where the text ends", not self.lookahead),
-        ):
-            if given:
-                raise ConfigError(f"{name}; leave it out, or grow")
 
     def rule(self, corruption: Corruption) -> Step:
         """The step rule, for a diffusion model of this corruption."""
@@ -268,44 +199,3 @@ class GenerationOptions:
         if self.min_p is not None:
             chosen.append(MinP(self.min_p))
         return tuple(chosen)
-
-
-def write_generation_config(folder: str | Path, options: GenerationOptions, **ids: int) -> None:
-    """Save a model's defaults as generation_config.json; `ids` are its special tokens."""
-    if not (options.step is None or isinstance(options.step, str)) or ":" in (options.step or ""):
-        raise ConfigError(
-            f"step {rule_name(options.step)} is code, and a model's folder holds none: save with a "
-            "rule by its name, and give yours to every generation"
-        )
-    values = {k: v for k, v in asdict(options).items() if v not in (None, (), {})}
-    text = json.dumps({**ids, **values}, indent=2, sort_keys=True)
-    (Path(folder) / "generation_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def read_generation_config(folder: str | Path) -> GenerationOptions:
-    """A model's defaults. Keys that are not ours are left alone, but those that look misspelt."""
-    path = Path(folder) / "generation_config.json"
-    if not path.exists():
-        return GenerationOptions()
-    values = read_object(path, DEFAULTS)
-    known = {f.name for f in fields(GenerationOptions)}
-    for key in values:
-        if key not in known and get_close_matches(key, known, 1, 0.85) and not _is_standard(key):
-            raise DEFAULTS.fault(path, f"unknown key '{key}'{near(key, known)}")
-    ours: dict[str, Any] = {k: v for k, v in values.items() if k in known and v is not None}
-    if ":" in str(ours.get("step")):
-        raise DEFAULTS.fault(
-            path, f"step '{ours['step']}' is code, and no code of a model's is run"
-        )
-    with foreign(path, DEFAULTS):
-        try:
-            return GenerationOptions(**ours)
-        except ConfigError as error:
-            raise DEFAULTS.fault(path, str(error)) from None
-
-
-def _is_standard(key: str) -> bool:
-    """Whether Hugging Face writes such a key into a generation_config.json."""
-    from transformers import GenerationConfig
-
-    return key in vars(GenerationConfig()) or key.startswith("_") or key.endswith("_token_id")

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato.arguments import MOST, Kind
-from sfumato.denoisers.full import Full, without_mask
+from sfumato.denoisers.full import Full
+from sfumato.denoisers.passes import without_mask
 from sfumato.errors import ConfigError
 from sfumato.models.attention import positions_from, row_positions
 from sfumato.models.kv_cache import KeyValues

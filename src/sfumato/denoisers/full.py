@@ -4,53 +4,28 @@ A denoiser maps noisy tokens to logits of the clean token at each position. Wrap
 text they show the network (`given`), not in what callers must know.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.denoisers.passes import (
+    NO_SHADOW,
+    SOURCE,
+    TEXT,
+    Shadow,
+    as_prefix,
+    dropping_out,
+    reading_source,
+    shifted,
+    without_mask,
+)
+from sfumato.denoisers.two_stream import TwoStream
 from sfumato.errors import ConfigError
-from sfumato.models.attention import (
-    HIDDEN,
-    Attend,
-    Bidirectional,
-    BlockCausal,
-    Causal,
-    NoisyBlocks,
-    positions_from,
-    row_positions,
-)
+from sfumato.models.attention import HIDDEN, Attend, Causal, positions_from, row_positions
 from sfumato.models.encoded_source import Source
-from sfumato.models.encoder_decoder import EncoderDecoder
-from sfumato.models.kv_cache import Reading, Store
 from sfumato.rng import Rng
-from sfumato.types import ABSENT, Integrand
-
-TEXT, CLEAN, SOURCE = 0, 1, 2  # what a network's streams of dropout are for
-
-NO_SHADOW = (
-    "this network reads the token before each position, so that no position can be left out of a "
-    "pass; use a step rule that does not verify"
-)
-
-
-@dataclass(frozen=True)
-class Shadow:
-    """Leave-one-out attention over 2L positions: the tokens, then L masks that shadow them.
-
-    All see the text read before. Tokens see tokens. A shadow sees itself and every token but the
-    one it stands for (WINO, arXiv 2507.18578). At masked positions that is the ordinary prediction.
-    At decided ones it is the prediction as if they were masked in a network of one layer; in deeper
-    ones their neighbours have seen them, and pass on some of it.
-    """
-
-    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
-        length, before = query.shape[1] // 2, key.shape[1] - query.shape[1]
-        itself = torch.eye(length, dtype=torch.bool, device=query.device)
-        none = torch.zeros_like(itself)
-        seen = torch.cat((torch.cat((~none, none), 1), torch.cat((~itself, itself), 1)), 0)
-        return F.pad(seen, (before, 0), value=True)[None]
+from sfumato.types import Integrand
 
 
 @dataclass(frozen=True)
@@ -67,11 +42,21 @@ class Full:
     source: Source | None = None  # what an encoder made of it
     rng: Rng | None = None  # of dropout in training, one key a row; torch's generator if None
 
+    @classmethod
+    def of(cls, model: nn.Module, mask_id: int) -> "Full":
+        """A network as it was trained: one of next tokens reads causally."""
+        attend = Causal() if model.block_size == 1 and model.shift else None
+        return cls(model, mask_id, shift=bool(model.shift), attend=attend)
+
     @property
     def block_size(self) -> int | None:
-        """Of a network that reads block after block."""
-        attend = self.attend or getattr(self.model, "attend", None)
-        return attend.size if isinstance(attend, BlockCausal) else None
+        """Of a network that reads block after block; None where another pattern is laid over it."""
+        return None if self.attend is not None else self.model.block_size  # type: ignore[return-value]
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether the network has an encoder for a source."""
+        return bool(self.model.reads_source)
 
     def given(
         self,
@@ -103,10 +88,10 @@ class Full:
 
         The network's encoder reads it, here and once; without one it is text on the left.
         """
-        if isinstance(self.model, EncoderDecoder):
+        if self.reads_source:
             own = None if self.rng is None else self.rng.fold(SOURCE)
-            return self.sourced(self.model.read(source, own))
-        return self.given(**_as_prefix(source, self.mask_id))
+            return self.sourced(self.model.read(source, own))  # type: ignore[operator]
+        return self.given(**as_prefix(source, self.mask_id))
 
     def sourced(self, source: Source) -> "Full":
         """Reading what an encoder made of a source."""
@@ -184,7 +169,7 @@ class Full:
             positions=torch.cat((positions, positions), 1),
             where=torch.cat((torch.zeros_like(at), at), 1),
             attend=Shadow(),
-            **_reading(self.source),
+            **reading_source(self.source),
         ).logits
         return without_mask(logits, self.mask_id)
 
@@ -211,8 +196,8 @@ class Full:
             excluded=(self.mask_id,),
             integrand=integrand,
             attend=self.attend,
-            **_reading(self.source),
-            **_drawing(self.rng, TEXT),
+            **reading_source(self.source),
+            **dropping_out(self.rng, TEXT),
         )
         return out.loss, out.nll, out.correct
 
@@ -257,7 +242,9 @@ class Full:
         return shifted(tokens, starts, self.mask_id)
 
     def _network(self, tokens: Tensor, t: Tensor, segments: Tensor | None, where: Tensor) -> Tensor:
-        if self.block_size and self.left is not None:  # in training, earlier blocks are clean
+        if isinstance(self.attend, Causal):  # in training, all that it sees is clean
+            t = torch.zeros_like(t)
+        if self.block_size and self.left is not None:  # ... and earlier blocks are
             times = t[:, None].expand(tokens.shape).clone()
             times[:, : self.left.shape[1]] = 0
             t = times
@@ -267,199 +254,9 @@ class Full:
             segments=segments,
             where=where,
             attend=self.attend,
-            **_reading(self.source),
+            **reading_source(self.source),
         )
         return without_mask(out.logits, self.mask_id)
-
-
-def shifted(tokens: Tensor, starts: Tensor, mask_id: int) -> Tensor:
-    """The token before each of [B, L]: mask_id before the first, and where a document starts."""
-    return F.pad(tokens[:, :-1], (1, 0), value=mask_id).masked_fill(starts, mask_id)
-
-
-@dataclass(frozen=True)
-class TwoStream:
-    """Every block noisy in one pass, each seeing the clean text of the blocks before it.
-
-    The clean text is read once, block by block, and the noisy text attends to its keys and values
-    (BD3-LM, arXiv 2503.09573, section 3.2): L x 2L scores, and no output head on the clean half.
-    """
-
-    model: nn.Module
-    mask_id: int
-    clean: Tensor  # [B, L]
-    size: int
-    shift: bool = False  # reads the token before each position, the first of a block a clean one
-    rng: Rng | None = None  # of dropout in training, one key a row
-
-    def score(
-        self,
-        tokens: Tensor,  # [B, L]
-        t: Tensor,  # [B, L], one time for each block
-        where: Tensor,  # [B, L] bool
-        targets: Tensor,  # [N]
-        weights: Tensor,  # [N]
-        *,
-        segments: Tensor | None = None,  # [B, L]
-        integrand: Integrand | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Full.score`; blocks count from the start of each document."""
-        if segments is None:
-            segments = torch.zeros_like(tokens)
-        positions, read, attend = positions_from(segments), None, Bidirectional()
-        clean = self.clean
-        if self.shift:
-            clean = shifted(clean, positions == 0, self.mask_id)
-            tokens = shifted(tokens, positions == 0, self.mask_id)
-            tokens = torch.where(positions % self.size == 0, clean, tokens)
-        if int(positions.max()) >= self.size:  # else no document has an earlier block to see
-            read = self.model(
-                clean,
-                t=torch.zeros_like(t),
-                segments=segments,
-                where=torch.zeros_like(where),
-                attend=BlockCausal(self.size),
-                **_drawing(self.rng, CLEAN),
-            ).key_values
-            attend = NoisyBlocks(self.size)
-        out = self.model(
-            tokens,
-            t=t,
-            segments=segments,
-            positions=positions,
-            where=where,
-            labels=targets,
-            weights=weights,
-            excluded=(self.mask_id,),
-            integrand=integrand,
-            attend=attend,
-            past=read,
-            **_drawing(self.rng, TEXT),
-        )
-        return out.loss, out.nll, out.correct
-
-
-@dataclass
-class Memory:
-    """Keys and values of what a network has read, written over in place where a text differs."""
-
-    inputs: Tensor | None = None  # [B, C] the tokens that were read, -1 where none was
-    store: Store | None = None
-
-    def known(self, inputs: Tensor) -> Tensor:
-        """How many of the first inputs [B, P] of each row have been read, [B]."""
-        assert self.inputs is not None, "nothing has been read"
-        both = min(self.inputs.shape[1], inputs.shape[1])
-        return (self.inputs[:, :both] == inputs[:, :both]).long().cumprod(1).sum(1)
-
-
-@dataclass(frozen=True)
-class Cached:
-    """An autoregressive network that reads every token once and keeps its keys and values.
-
-    A value, of which only the memory changes: every pass first looks how far the memory has read
-    this very text, and reads the rest with what is asked for. So nothing leaks between requests.
-    """
-
-    model: nn.Module
-    mask_id: int
-    text: Tensor | None = None  # [B, P] on the left; shorter rows end in anything
-    lengths: Tensor | None = None  # [B] of the rows
-    source: Source | None = None
-    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
-
-    def given(
-        self,
-        left: Tensor | None = None,
-        right: Tensor | None = None,
-        left_hidden: Tensor | None = None,
-    ) -> "Cached":
-        """Also seeing `left` [B, P] before the tokens, padded anywhere."""
-        if right is not None and right.shape[1]:
-            raise ConfigError(
-                "cached text cannot see what is on the right; decode with lookahead=False"
-            )
-        if left is None or not left.shape[1]:
-            return self
-        length = torch.full_like(left[:, 0], left.shape[1])
-        if left_hidden is not None:  # what is hidden goes to the end
-            order = left_hidden.long().argsort(dim=1, stable=True)
-            left, length = left.gather(1, order), (~left_hidden).sum(1)
-        if self.text is None or self.lengths is None:
-            return replace(self, text=left, lengths=length, memory=Memory())
-        place = torch.arange(left.shape[1], device=left.device)
-        text = F.pad(self.text, (0, left.shape[1]))
-        text.scatter_(1, self.lengths[:, None] + place, left)
-        return replace(self, text=text, lengths=self.lengths + length)
-
-    def conditioned(self, source: Tensor) -> "Cached":
-        """Also reading a source [B, S], as `Full` does."""
-        if isinstance(self.model, EncoderDecoder):
-            return self.sourced(self.model.read(source))
-        return self.given(**_as_prefix(source, self.mask_id))
-
-    def sourced(self, source: Source) -> "Cached":
-        """Reading what an encoder made of a source, and so reading its text anew."""
-        return replace(self, source=source, memory=Memory())
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        tokens: Tensor,  # [B, L]
-        t: Tensor,  # [B]
-        where: Tensor | None = None,  # [B, L] bool
-        *,
-        segments: Tensor | None = None,
-    ) -> Tensor:
-        """Logits [B, L, V] or [N, V]."""
-        if segments is not None:
-            raise ConfigError("a cache holds one document a row; use denoisers.autoregressive")
-        batch, length = tokens.shape
-        wanted = torch.ones_like(tokens, dtype=torch.bool) if where is None else where
-        inputs, first = self._inputs(tokens)
-        memory, room = self.memory, int(self.model.config.max_position_embeddings)  # type: ignore[union-attr]
-        longest = int(first.max()) + length
-        if longest > room:
-            raise ConfigError(
-                f"{longest} positions, but the model was built for max_position_embeddings {room}; "
-                "shorten the text"
-            )
-        if memory.store is None or len(memory.store.positions) != batch:
-            memory.store, memory.inputs = Store.empty(batch, room, tokens.device), inputs[:, :0]
-        start = torch.minimum(memory.known(inputs), first)
-        width = int((first - start).max()) + length
-        start = start.clamp_max(room - width)  # reads some again where a row has no room for all
-        read = start[:, None] + torch.arange(width, device=tokens.device)
-        at = first - start
-        at = at[:, None] + torch.arange(length, device=tokens.device)
-        logits = self.model(
-            inputs.gather(1, read.clamp_max(inputs.shape[1] - 1)),
-            t=torch.zeros(batch, device=tokens.device),  # as in training
-            where=torch.zeros_like(read, dtype=torch.bool).scatter_(1, at, wanted),
-            attend=Causal(),
-            past=Reading(memory.store, start),
-            **_reading(self.source),
-        ).logits
-        place = torch.arange(inputs.shape[1], device=tokens.device)
-        memory.inputs = inputs.masked_fill(place > read[:, -1:], -1)
-        logits = without_mask(logits, self.mask_id)
-        return logits if where is not None else logits.view(batch, length, -1)
-
-    def _inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network reads [B, P + L]: mask_id, the text and the tokens, up to the last; and
-        how many tokens of the text that is, [B]."""
-        if self.text is None or self.lengths is None:
-            return F.pad(tokens[:, :-1], (1, 0), value=self.mask_id), torch.zeros_like(tokens[:, 0])
-        inputs = F.pad(self.text, (1, tokens.shape[1] - 1), value=self.mask_id)
-        place = torch.arange(1, tokens.shape[1], device=tokens.device)
-        return inputs.scatter_(1, self.lengths[:, None] + place, tokens[:, :-1]), self.lengths
-
-
-def without_mask(logits: Tensor, mask_id: int) -> Tensor:
-    """float32 logits in which the mask token has probability 0."""
-    logits = logits.to(torch.float32, copy=True)  # what the network returned may be its own
-    logits[..., mask_id] = -torch.inf
-    return logits
 
 
 def autoregressive(model: nn.Module, mask_id: int) -> Full:
@@ -473,19 +270,3 @@ def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
 
 def _shape(tensor: Tensor | None) -> torch.Size | None:
     return None if tensor is None else tensor.shape
-
-
-def _reading(source: Source | None) -> dict[str, Source]:
-    """An argument for networks that read a source; others have no such argument."""
-    return {} if source is None else {"source": source}
-
-
-def _drawing(rng: Rng | None, stream: int) -> dict[str, Rng]:
-    """Likewise, for networks that drop out."""
-    return {} if rng is None else {"rng": rng.fold(stream)}
-
-
-def _as_prefix(source: Tensor, mask_id: int) -> dict[str, Tensor]:
-    """A source [B, S] as text on the left."""
-    hidden = source == ABSENT
-    return {"left": source.masked_fill(hidden, mask_id), "left_hidden": hidden}

@@ -5,19 +5,21 @@ which is u + (1 + w) (c - u), of the prediction c with the condition and u witho
 of one token that is p_c^(1 + w) p_u^-w, normalised (Schiff et al., arXiv 2412.10193).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from sfumato.arguments import Kind
-from sfumato.denoisers.full import Cached, Full
-from sfumato.errors import ConfigError
+from sfumato.denoisers.blocks import BlockReader, NetworkReader
+from sfumato.denoisers.full import Full
 from sfumato.types import ABSENT
 
+Reads = TypeVar("Reads", Full, NetworkReader)
 SCALE = Kind(Annotated[float, Field(ge=0, title="a number of at least 0", description="use 1")])
 
 
@@ -29,8 +31,8 @@ class Guided:
     the denoiser itself, and costs no more.
     """
 
-    denoiser: Full | Cached
-    unconditional: Full | Cached
+    denoiser: Full
+    unconditional: Full
     scale: float
     hidden: Tensor | None = None  # [B, page] bool: what the unconditional one sees as masks
     start: int = 0  # of the present tokens on the page
@@ -53,8 +55,8 @@ class Guided:
             hides_right = self._hide(right, self.hidden.shape[1] - right.shape[1])
         return replace(
             self,
-            denoiser=_given(self.denoiser, left, right, left_hidden),
-            unconditional=_given(self.unconditional, hides_left, hides_right, left_hidden),
+            denoiser=self.denoiser.given(left, right, left_hidden),
+            unconditional=self.unconditional.given(hides_left, hides_right, left_hidden),
             start=start,
         )
 
@@ -80,8 +82,6 @@ class Guided:
 
     def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
         """Logits [N, V] at `where`, guided, each as if its position were masked."""
-        if not (isinstance(self.denoiser, Full) and isinstance(self.unconditional, Full)):
-            raise ConfigError("a cache cannot leave tokens out; use a step rule that never revises")
         if self.scale == 0:
             return self.denoiser.leave_one_out(tokens, t, where)
         hides = self._hide(tokens, self.start)
@@ -93,9 +93,7 @@ class Guided:
 
     @cached_property
     def _both(self) -> Full | None:
-        if isinstance(self.denoiser, Full) and isinstance(self.unconditional, Full):
-            return self.denoiser.beside(self.unconditional)
-        return None
+        return self.denoiser.beside(self.unconditional)
 
     def _hide(self, tokens: Tensor, start: int) -> Tensor:
         """Tokens as the unconditional denoiser sees them; they stand at `start` on the page."""
@@ -105,21 +103,77 @@ class Guided:
         return tokens.masked_fill(here, self.denoiser.mask_id)
 
     def _guide(self, shown: Tensor, unshown: Tensor) -> Tensor:
-        """What is impossible with the condition, as the mask token is, stays impossible."""
-        guided = shown + self.scale * (shown - unshown)
-        return torch.where(shown.isneginf(), shown, guided)
+        return pushed(shown, unshown, self.scale)
 
 
-def towards_source(denoiser: Full | Cached, source: Tensor, scale: float) -> Guided:
+@dataclass(frozen=True)
+class GuidedReader(BlockReader):
+    """A reader that sees a condition, pushed away from one that does not; both go along."""
+
+    shown: BlockReader
+    unshown: BlockReader
+    scale: float
+
+    def __post_init__(self):
+        SCALE.check("guidance", self.scale)
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.shown.size
+
+    @property
+    def settles(self) -> bool:  # type: ignore[override]
+        return self.shown.settles
+
+    @property
+    def room(self) -> int:
+        return min(self.shown.room, self.unshown.room)
+
+    def begin(self, tokens: Tensor, lengths: Tensor) -> "GuidedReader":
+        return self._both(lambda reader: reader.begin(tokens, lengths))
+
+    def advance(
+        self, tokens: Tensor, t: Tensor, where: Tensor, keep: Tensor
+    ) -> tuple[Tensor, "GuidedReader"]:
+        c, shown = self.shown.advance(tokens, t, where, keep)
+        u, unshown = self.unshown.advance(tokens, t, where, keep)
+        return pushed(c, u, self.scale), GuidedReader(shown, unshown, self.scale)
+
+    def settled(self, tokens: Tensor, keep: Tensor) -> "GuidedReader":
+        return self._both(lambda reader: reader.settled(tokens, keep))
+
+    def leave_one_out(self, tokens: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        c, u = (one.leave_one_out(tokens, t, where) for one in (self.shown, self.unshown))
+        return pushed(c, u, self.scale)
+
+    def select(self, rows: Tensor) -> "GuidedReader":
+        return self._both(lambda reader: reader.select(rows))
+
+    def _both(self, change: Callable[[BlockReader], BlockReader]) -> "GuidedReader":
+        return GuidedReader(change(self.shown), change(self.unshown), self.scale)
+
+
+def pushed(shown: Tensor, unshown: Tensor, scale: float) -> Tensor:
+    """What is impossible with the condition, as the mask token is, stays impossible."""
+    guided = shown + scale * (shown - unshown)
+    return torch.where(shown.isneginf(), shown, guided)
+
+
+def towards_source(denoiser: Full, source: Tensor, scale: float) -> Guided:
     """Towards a source [B, S]; the encoder runs once, and not for the side that lacks it."""
+    return Guided(*sides(denoiser, source), scale)
+
+
+def sides(denoiser: Reads, source: Tensor) -> tuple[Reads, Reads]:
+    """What has read a source [B, S], and what has read none in its place."""
     shown = denoiser.conditioned(source)
     if shown.source is None:  # text on the left, then
-        return Guided(shown, denoiser.conditioned(torch.full_like(source, ABSENT)), scale)
-    return Guided(shown, shown.sourced(shown.source.dropped()), scale)
+        return shown, denoiser.conditioned(torch.full_like(source, ABSENT))
+    return shown, shown.sourced(shown.source.dropped())
 
 
 def towards_prompt(
-    denoiser: Full | Cached,
+    denoiser: Full,
     scale: float,
     hidden: Tensor,  # [B, page] bool, the prompt on the page
     left: Tensor | None = None,  # [B, P] or before it
@@ -133,12 +187,6 @@ def towards_prompt(
         other = denoiser.given(left=masked, left_hidden=left_hidden)
         denoiser = denoiser.given(left=left, left_hidden=left_hidden)
     return Guided(denoiser, other, scale, hidden)
-
-
-def _given(
-    denoiser: Full | Cached, left: Tensor | None, right: Tensor | None, left_hidden: Tensor | None
-) -> Full | Cached:
-    return denoiser.given(left=left, right=right, left_hidden=left_hidden)
 
 
 def _twice(tensor: Tensor) -> Tensor:

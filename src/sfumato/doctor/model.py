@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data.tokenizer import load_tokenizer, special_ids
-from sfumato.decoding.options import read_generation_config
 from sfumato.doctor.installation import Finding
 from sfumato.errors import SfumatoError
 from sfumato.lm.folders import (
@@ -16,6 +15,7 @@ from sfumato.lm.folders import (
     read_config,
     weight_files,
 )
+from sfumato.lm.generation_config import read_generation_config
 from sfumato.storage.files import check_folder, read_tensors
 from sfumato.storage.tensors import DIGEST, check_finite, digest, read_header
 

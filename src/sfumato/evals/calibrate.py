@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sfumato.arguments import PATH, Amount, Count, Kind, Seed, check_fields
 from sfumato.data.sources import Source
-from sfumato.decoding.options import DEFAULTS
 from sfumato.errors import ConfigError
 from sfumato.estimates import Estimate
 from sfumato.evals.evaluate import DATA, MODEL
@@ -33,6 +32,7 @@ from sfumato.evals.speed import Pace, autoregressive_lap, lap
 from sfumato.evals.text import distinct_n, entropy, words
 from sfumato.likelihood.teacher_forced import can_retrace
 from sfumato.lm.folders import find_folder
+from sfumato.lm.generation_config import DEFAULTS
 from sfumato.lm.model import DiffusionLM
 from sfumato.storage.files import read_object
 

@@ -91,7 +91,7 @@ def _documents(
     texts = list(replace(source, limit=limit).documents())
     if not texts:
         raise DataError(f"{source.name} holds no text to calibrate on")
-    wrapped = [[*lm.given.opening(ids), lm.special.eos] for ids in lm.encode(texts)]
+    wrapped = [[*lm.prompts.opening(ids), lm.special.eos] for ids in lm.encode(texts)]
     return wrapped, {**asdict(source), "documents": len(texts)}
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.arguments import Count, Numbers, check_fields, numbers
-from sfumato.decoding.options import STEPS, GenerationOptions
+from sfumato.decoding.options import GenerationOptions
+from sfumato.decoding.rules import STEPS
 from sfumato.errors import ConfigError, near
 from sfumato.likelihood.teacher_forced import can_retrace
 from sfumato.lm.model import DiffusionLM

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sfumato.decoding.canvas import blank, denoise, even_times, generate, one_each
 from sfumato.decoding.step import Around, Chooser, Prediction, Step
 from sfumato.decoding.unmask import Ancestral, Klass, RandomOrder, spread
-from sfumato.denoisers.full import Full, shifted, without_mask
+from sfumato.denoisers.full import Full
+from sfumato.denoisers.passes import shifted, without_mask
 from sfumato.errors import ConfigError, DataError
 from sfumato.models.attention import HIDDEN, BlockCausal, NoisyBlocks
 from sfumato.models.kv_cache import KeyValues

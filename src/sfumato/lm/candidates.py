@@ -54,7 +54,7 @@ def candidates(
     with lm.inference():
         for number, text in enumerate(texts):
             own = sources[number] if sources else ""
-            filled = _Text(lm, request, lm.given.gapped(text, True), wanted, own, tuple(filters))
+            filled = _Text(lm, request, lm.prompts.gapped(text, True), wanted, own, tuple(filters))
             best, exact = best_fills(
                 filled.filling, count, filled.spell, request.rng.select(torch.tensor([number]))
             )
@@ -104,7 +104,7 @@ class _Text:
     ):
         room, filler = request.canvas.tokens.shape[1], lm.special.filler
         ways = Ways(((wanted.low,) * gapped.gaps,), torch.zeros(1, dtype=torch.float64))
-        read: Callable[[int], Any] = partial(lm._read, source)
+        read: Callable[[int], Any] = partial(lm.read_for, source)
         if not wanted.known:
             possible = [tuple(range(wanted.low, wanted.high + 1))] * gapped.gaps
             end = lm.special.eos if filler == lm.special.eos else None
@@ -122,7 +122,7 @@ class _Text:
             own = (tokens.to(lm.device), places, begins.to(lm.device), nats)
             layouts.append(Layout(*own))
         never = Suppress((*sorted(lm.never), *request.options.suppress))
-        with_space = lm.given.spaced.to(lm.device)
+        with_space = lm.prompts.spaced.to(lm.device)
         self.filling = Filling(tuple(layouts), read, lm.corruption, (never, *filters), with_space)
 
     def page(self, fills: Sequence[Fill]) -> Page:

@@ -13,10 +13,9 @@ import torch
 
 from sfumato.decoding.changes import Changes
 from sfumato.errors import ConfigError
-from sfumato.lm.conditions import Texts
 from sfumato.lm.model import DiffusionLM
 from sfumato.lm.pages import Generation, Page
-from sfumato.models.encoder_decoder import EncoderDecoder
+from sfumato.lm.texts import Texts
 from sfumato.types import Filter
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class ConditionalDiffusionLM:
     lm: DiffusionLM
 
     def __post_init__(self):
-        if not isinstance(self.lm.model, EncoderDecoder):
+        if not self.lm.model.reads_source:
             raise ConfigError(
                 f"a {type(self.lm.model).__name__} has no encoder; load it as a DiffusionLM, or "
                 "train one with model.encoder"

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from sfumato.models.encoder_decoder import EncoderDecoder
-
 if TYPE_CHECKING:
     from sfumato.lm.model import DiffusionLM
 
@@ -14,7 +12,7 @@ def describe(lm: "DiffusionLM") -> str:
     kind = ["next token" if lm.autoregressive else type(lm.corruption).__name__.lower()]
     if lm.block_size:
         kind.append(f"blocks of {lm.block_size}")
-    if isinstance(lm.model, EncoderDecoder):
+    if lm.model.reads_source:
         kind.append("with an encoder")
     size = (
         f"{weights / 1e6:.2f}M weights",

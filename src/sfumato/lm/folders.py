@@ -42,8 +42,8 @@ def load_folder(
     On the CPU; dtype "auto": as stored.
     """
     from sfumato.data.tokenizer import load_tokenizer
-    from sfumato.decoding.options import read_generation_config
     from sfumato.lm.calibrated import Calibration
+    from sfumato.lm.generation_config import read_generation_config
 
     folder = find_folder(name_or_path, place)
 

@@ -12,8 +12,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import sfumato.models  # noqa: F401 (teaches the Auto classes our types)
 from sfumato.decoding.changes import Changes
-from sfumato.decoding.options import GenerationOptions, read_generation_config
+from sfumato.decoding.options import GenerationOptions
 from sfumato.lm.folders import find_folder
+from sfumato.lm.generation_config import read_generation_config
 from sfumato.lm.model import DiffusionLM
 from sfumato.lm.pages import Generation
 

@@ -15,6 +15,7 @@ from sfumato.decoding.request import RowPart
 from sfumato.errors import ConfigError, DataError
 from sfumato.grammar.grammar import Automaton
 from sfumato.lm.pages import PageReader
+from sfumato.types import ABSENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,8 +24,8 @@ GAP = "____"  # four or more underscores in a text are a gap to fill
 
 
 @dataclass(frozen=True)
-class Given:
-    """How a tokenizer's text is laid out."""
+class Prompts:
+    """How text that a user gives is laid out in tokens."""
 
     tokenizer: "PreTrainedTokenizerFast"
     special: SpecialIds
@@ -46,6 +47,12 @@ class Given:
     def opening(self, ids: list[int]) -> list[int]:
         """A text starts with bos where the tokenizer has one."""
         return ids if self.special.bos is None else [self.special.bos, *ids]
+
+    def sources(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of sources as prepared data have them, bos to eos: [B, S], padded on the left."""
+        whole = [[*self.opening(ids), self.special.eos] for ids in self.encode(texts)]
+        width = max(map(len, whole))
+        return torch.tensor([[ABSENT] * (width - len(ids)) + ids for ids in whole])
 
     def stem(self, text: str) -> str:
         """A text without the space at its end, which is left to the token that follows.

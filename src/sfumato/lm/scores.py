@@ -10,8 +10,8 @@ from torch import Tensor
 from sfumato.arguments import COUNT, SEED
 from sfumato.errors import DataError
 from sfumato.likelihood.bounds import Estimate, Likelihood, bound, left_to_right
-from sfumato.lm.conditions import Texts, listed, repeated
 from sfumato.lm.pages import template
+from sfumato.lm.texts import Texts, listed, repeated
 from sfumato.models.attention import HIDDEN
 from sfumato.rng import Rng
 from sfumato.types import Batch, PairBatch
@@ -48,7 +48,7 @@ def text_rows(lm: "DiffusionLM", texts: Sequence[str]) -> tuple[Batch, Tensor, T
     canvas = lm.options.canvas or lm.model.config.max_position_embeddings
     rows, owner = [], []
     for number, ids in enumerate(lm.encode(listed("text", texts))):
-        whole = [*lm.given.opening(ids), lm.special.eos]
+        whole = [*lm.prompts.opening(ids), lm.special.eos]
         for start in range(0, len(whole), canvas):
             rows.append(whole[start : start + canvas])
             owner.append(number)

@@ -161,6 +161,7 @@ class EncoderDecoder(DiffusionTransformer):
     """
 
     config_class = EncoderDecoderConfig
+    reads_source = True
     _no_split_modules = ["Block", "SourceBlock"]  # noqa: RUF012 (the base class's form)
 
     def __init__(self, config: EncoderDecoderConfig):

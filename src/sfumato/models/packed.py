@@ -136,6 +136,8 @@ class Packed:
         rows: int = 16,
     ):
         self.config, self.attend = model.config, model.attend
+        self.block_size, self.shift = model.block_size, model.shift
+        self.reads_source = model.reads_source
         self.passes = 0  # so far
         if dtype not in (None, model.dtype):
             model = copy.deepcopy(model).to(dtype=dtype)  # type: ignore[call-arg]

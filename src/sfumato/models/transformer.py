@@ -24,6 +24,7 @@ from sfumato.errors import ConfigError
 from sfumato.models.attention import (
     HIDDEN,
     Attend,
+    BlockCausal,
     attend_from,
     attention_allowed,
     positions_from,
@@ -235,6 +236,20 @@ class DiffusionTransformer(PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    reads_source = False  # whether `read` makes a source of text, as an encoder does
+
+    @property
+    def block_size(self) -> int | None:
+        """Positions of a block, of a network that reads block after block: 1 of next tokens."""
+        if self.config.objective == "next_token":
+            return 1
+        return self.attend.size if isinstance(self.attend, BlockCausal) else None
+
+    @property
+    def shift(self) -> bool:
+        """Whether the network reads the token before each position, as next-token ones do."""
+        return self.config.shift or self.config.objective == "next_token"
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
@@ -407,6 +422,10 @@ class DiffusionTransformer(PreTrainedModel):
         """
         for block in self.blocks:
             block.compiled = True  # type: ignore[assignment]
+
+    def freeze_decoder(self) -> None:
+        """Let only an encoder learn, where there is one; raises where there is none."""
+        raise ConfigError("model.freeze_decoder needs an encoder that learns; add one")
 
     def num_weights(self) -> int:
         """Trainable numbers, tied ones once."""

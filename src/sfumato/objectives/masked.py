@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato.arguments import Amount, Count, Share, TokenId, check_fields
-from sfumato.denoisers.full import Full
+from sfumato.denoisers.abilities import autoregressive, conditioned, two_stream
 from sfumato.errors import ConfigError
 from sfumato.models.attention import HIDDEN, positions_from
 from sfumato.noise.schedules import Linear, Schedule
@@ -333,8 +333,6 @@ class BlockDiffusion:
         check_fields(self, size="block size")
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
-        if not isinstance(denoiser, Full):
-            raise ConfigError("block diffusion reads a network in two streams: a denoisers.Full")
         if isinstance(batch, PairBatch):
             raise ConfigError("block diffusion does not read sources; use masked diffusion")
         blocks, at = cut(batch, self.size)
@@ -352,7 +350,7 @@ class BlockDiffusion:
             return full.view(batch.tokens.shape)
 
         noise = Noise(*map(spread, (noise.noisy, noise.weight, noise.bound, noise.t[:, None])))
-        stream = denoiser.two_stream(batch.tokens, self.size)
+        stream = two_stream(denoiser, batch.tokens, self.size)
         return _masked_loss(stream, batch, noise, self.masked)
 
 
@@ -404,7 +402,7 @@ class Curriculum:
 class NextToken:
     """Autoregression: the exact negative log-likelihood, left to right.
 
-    Give it `denoisers.autoregressive(model, mask_id)`, which undoes the shift.
+    Give it `denoisers.full.autoregressive(model, mask_id)`, which undoes the shift.
     """
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
@@ -437,9 +435,7 @@ class CausalFirst:
 
     def __call__(self, denoiser: Trainable, batch: Batch, rng: Rng) -> Loss:
         if int(batch.slots[0]) < self.until:
-            if not isinstance(denoiser, Full):
-                raise ConfigError("CausalFirst needs a network to read causally: a denoisers.Full")
-            return replace(NextToken()(denoiser.autoregressive(), batch, rng), bounds=False)
+            return replace(NextToken()(autoregressive(denoiser), batch, rng), bounds=False)
         return self.then(denoiser, batch, rng)
 
 
@@ -466,11 +462,7 @@ class DroppedSource:
 
 def reading(denoiser: Trainable, batch: Batch) -> Trainable:
     """The denoiser that reads the sources of a batch, if it has any."""
-    if not isinstance(batch, PairBatch):
-        return denoiser
-    if not isinstance(denoiser, Full):
-        raise ConfigError("a source needs a network that reads it: a denoisers.Full")
-    return denoiser.conditioned(batch.source)
+    return conditioned(denoiser, batch.source) if isinstance(batch, PairBatch) else denoiser
 
 
 def _loss(value: Tensor, nll: Tensor, count: Tensor, correct: Tensor) -> Loss:

@@ -11,7 +11,6 @@ import torch
 from sfumato.data.pairs import PreparedPairs
 from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import SpecialIds
-from sfumato.denoisers.full import Full, autoregressive
 from sfumato.errors import ConfigError, near
 from sfumato.lm.folders import load_folder
 from sfumato.models.attention import attend_from
@@ -282,7 +281,8 @@ def build_network(
     if options.init_from is not None:
         network = load_model(run, data)
     room = 0
-    if pairs is not None and options.encoder is None and not isinstance(network, EncoderDecoder):
+    reads = options.encoder is not None or (network is not None and network.reads_source)
+    if pairs is not None and not reads:
         room = pairs.longest_source  # which stands before the row
     if network is None:
         network = build_model(run, vocab_size, special, run.data.length + room)
@@ -296,7 +296,7 @@ def build_network(
         )
     if options.encoder is not None:
         network = add_encoder(run, network, pairs)
-    conditional = isinstance(network, EncoderDecoder)
+    conditional = network.reads_source
     wants = {
         "model.encoder (or a model with one)": conditional,
         "objective.source_dropout": bool(run.objective.source_dropout),
@@ -317,8 +317,6 @@ def build_network(
                 "prepare shorter ones"
             )
     if run.model.freeze_decoder:
-        if not isinstance(network, EncoderDecoder):
-            raise ConfigError("model.freeze_decoder needs an encoder that learns; add one")
         network.freeze_decoder()
     return network
 
@@ -385,7 +383,7 @@ def load_model(run: Run, data: Prepared | PreparedPairs) -> DiffusionTransformer
     model, tokenizer, *_ = load_folder(name, torch.float32)
     data.check_tokenizer(tokenizer)
     config = model.config
-    was_shifted = config.shift or config.objective == "next_token"
+    was_shifted = model.shift
     config.objective, config.corruption = _reading(run)
     size = run.model.block_size or config.block_size
     if run.objective.name == "block" and size is None:
@@ -411,7 +409,7 @@ def add_encoder(
     options, config, start = run.model.encoder, decoder.config, None
     assert options is not None, "asked for"
     assert isinstance(config, TransformerConfig), "the network's own"
-    if isinstance(decoder, EncoderDecoder):
+    if decoder.reads_source:
         raise ConfigError(f"{run.model.init_from} has an encoder; leave out model.encoder")
     longest = None if pairs is None else pairs.longest_source
     common = {
@@ -442,10 +440,3 @@ def _reading(run: Run) -> tuple[str, dict[str, Any]]:
     causal = run.objective.name == "next_token"
     name = "next_token" if causal else run.corruption.name
     return name, run.corruption.model_dump(exclude_none=True)
-
-
-def build_denoiser(run: Run, model: DiffusionTransformer, mask_id: int) -> Full:
-    """The network as its objective reads it."""
-    if run.objective.name == "next_token":
-        return autoregressive(model, mask_id)
-    return Full(model, mask_id, shift=model.config.shift)

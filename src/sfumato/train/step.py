@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from sfumato.denoisers.full import Full
+from sfumato.denoisers.abilities import dropping_out
 from sfumato.errors import TrainingError
 from sfumato.rng import Rng
 from sfumato.train.config import TrainOptions
@@ -33,10 +33,7 @@ class Scored(nn.Module):
 
     def forward(self, objective: Objective, batch: Batch, rng: Rng) -> Loss:
         own = rng.fold(DROPOUT).fold(batch.slots)
-        denoiser = self.denoiser
-        if isinstance(denoiser, Full):  # others have nothing that is dropped
-            denoiser = replace(denoiser, rng=own)
-        return objective(denoiser, batch, rng)
+        return objective(dropping_out(self.denoiser, own), batch, rng)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from torch import Tensor
 from sfumato.data.pairs import open_data
 from sfumato.data.rows import PairRows, Rows, open_rows
 from sfumato.data.tokenizer import fingerprint, special_ids, write_tokenizer
-from sfumato.decoding.options import GenerationOptions, write_generation_config
+from sfumato.decoding.options import GenerationOptions
+from sfumato.denoisers.full import Full
 from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.estimates import Estimate, ratio
 from sfumato.lm.folders import write_model
+from sfumato.lm.generation_config import write_generation_config
 from sfumato.lm.model import DiffusionLM
 from sfumato.rng import Rng
 from sfumato.storage.files import check_shape, foreign, read_tensors, read_text
@@ -31,7 +33,6 @@ from sfumato.storage.publish import published, sweep_parts, write_text, writing
 from sfumato.storage.tensors import check_finite
 from sfumato.train.build import (
     build_corruption,
-    build_denoiser,
     build_measure,
     build_network,
     build_objective,
@@ -101,7 +102,7 @@ class Trainer:
             self.model.activation_checkpointing_enable()
         if run.train.torch_compile:
             self.model.compile_blocks()
-        scored = Scored(self.model, build_denoiser(run, self.model, self.special.mask))
+        scored = Scored(self.model, Full.of(self.model, self.special.mask))
         self.scored = world.spread(scored, run.train.parallel)  # nothing after it is refused
         self.dtype = find_dtype(run.train.precision, world.device)
         params = dict(self.model.named_parameters())

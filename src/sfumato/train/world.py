@@ -28,7 +28,6 @@ from transformers import PreTrainedModel
 
 from sfumato.devices import find_device
 from sfumato.errors import ConfigError
-from sfumato.models.encoder_decoder import EncoderDecoder
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class World:
             for layer in layers(model):
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
-            if isinstance(model, EncoderDecoder):
+            if getattr(model, "reads_source", False):
                 register_fsdp_forward_method(model, "read")
         return module
 
