@@ -9,6 +9,7 @@ medians of CPU time a pass, or a step, and the median of the rounds' ratios: 1.0
 """
 
 import argparse
+import copy
 import os
 import subprocess
 import sys
@@ -28,10 +29,19 @@ IN_GRAMMAR = {"length": 64, "num_steps": 32, "step": "remask_cap", "block": None
 
 def cases(checkout: Path, folder: Path) -> dict[str, Callable[[], int]]:
     """What is timed: calls that return how many passes or steps they took."""
+    import torch
+
     from sfumato import DiffusionLM
+    from sfumato.models import DiffusionTransformer
 
     lm = DiffusionLM.from_pretrained("stories", device="cpu")
     whole = DiffusionLM.from_pretrained("stories-infill", device="cpu")
+
+    config = copy.deepcopy(lm.model.config)
+    config.attention, config.objective, config.block_size = "causal", "next_token", None
+    config.shift = False
+    torch.manual_seed(0)
+    causal = DiffusionLM(DiffusionTransformer(config).eval(), lm.tokenizer)
 
     def write(model: DiffusionLM, texts: str | list[str] = PROMPT, **options) -> Callable[[], int]:
         return lambda: model.generate(texts, seed=1, **options).num_steps
@@ -43,6 +53,8 @@ def cases(checkout: Path, folder: Path) -> dict[str, Callable[[], int]]:
         "margin": write(lm, length=64, step="margin", **LAW),
         "entropy": write(lm, length=64, step="entropy", **LAW),
         "8 texts": write(lm, [PROMPT] * 8, length=32),
+        "one by one": write(causal, length=64),
+        "8 texts one by one": write(causal, [PROMPT] * 8, length=32),
         "whole canvas": write(whole, length=48, num_steps=24),
         "no grammar": write(whole, **IN_GRAMMAR),
         "regex": write(whole, regex=REGEX, **IN_GRAMMAR),
