@@ -29,7 +29,9 @@ def learn(
     from sfumato.denoisers.full import Full
     from sfumato.devices import fast_dtype
     from sfumato.models import DiffusionTransformer, TransformerConfig
-    from sfumato.objectives.masked import BlockDiffusion, MaskedDiffusion, Systematic
+    from sfumato.objectives.blocks import BlockDiffusion
+    from sfumato.objectives.masked import MaskedDiffusion
+    from sfumato.objectives.times import Systematic
     from sfumato.rng import Rng
     from sfumato.train.config import TrainOptions
     from sfumato.train.optim import build_optimizers

@@ -19,9 +19,9 @@ from sfumato.decoding.logits import draw_tokens
 from sfumato.models import DiffusionTransformer, transformer
 from sfumato.models.config import TransformerConfig
 from sfumato.models.kv_cache import Reading, Store
+from sfumato.models.layers import Block, rotary
 from sfumato.models.output_loss import score_hidden
 from sfumato.models.packed import Packed
-from sfumato.models.transformer import Block, rotary
 from sfumato.train.optim import Muon, Pieces
 
 ROUNDS = 15

@@ -54,23 +54,16 @@ from sfumato.lm.gaps import GapLength
 from sfumato.noise import corruption, schedules
 from sfumato.noise.corruption import Hybrid, Masked, Uniform, corruption_from
 from sfumato.noise.schedules import Clipped, Linear, LogLinear, Power, schedule, schedule_from
-from sfumato.objectives import bound, masked
+from sfumato.objectives import blocks as block_diffusion
+from sfumato.objectives import bound, curriculum, masked, next_token, selection, times, weights
+from sfumato.objectives.blocks import BlockDiffusion
 from sfumato.objectives.bound import Bound, Continuous
-from sfumato.objectives.masked import (
-    Bernoulli,
-    BlockDiffusion,
-    Cart,
-    CausalFirst,
-    ClippedWeight,
-    Curriculum,
-    DroppedSource,
-    ExactK,
-    Independent,
-    MaskedDiffusion,
-    NextToken,
-    Stratified,
-    Systematic,
-)
+from sfumato.objectives.curriculum import Curriculum, DroppedSource
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import CausalFirst, NextToken
+from sfumato.objectives.selection import Bernoulli, ExactK
+from sfumato.objectives.times import Independent, Stratified, Systematic
+from sfumato.objectives.weights import Cart, ClippedWeight
 
 PROPERTY = settings(
     max_examples=50,
@@ -209,8 +202,8 @@ def test_a_part_takes_its_kind_or_says_so(made, data):
 def test_every_part_is_in_the_table():
     """Of the files that hold what a user may build; parts without a field have nothing to check."""
     modules = (
-        approximate, bound, corruption, filters, gaps, guided, masked, options, published, remask,
-        schedules, unmask,
+        approximate, block_diffusion, bound, corruption, curriculum, filters, gaps, guided, masked,
+        next_token, options, published, remask, schedules, selection, times, unmask, weights,
     )  # fmt: skip
     values = {"Drift", "Ways", "NextToken", "Independent", "BoundWeight", "ConstantWeight", "Only"}
     values |= {"GenerationOptions"}  # tests/test_arguments.py

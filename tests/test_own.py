@@ -19,15 +19,12 @@ from sfumato.lm.folders import _without_code
 from sfumato.lm.model import DiffusionLM
 from sfumato.noise.corruption import Hybrid, Masked, Uniform
 from sfumato.noise.schedules import schedule
+from sfumato.objectives.blocks import BlockDiffusion
 from sfumato.objectives.bound import Bound
-from sfumato.objectives.masked import (
-    Bernoulli,
-    BlockDiffusion,
-    Independent,
-    MaskedDiffusion,
-    NextToken,
-    Systematic,
-)
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import NextToken
+from sfumato.objectives.selection import Bernoulli
+from sfumato.objectives.times import Independent, Systematic
 from sfumato.testing import check_filter, check_objective, check_schedule
 from sfumato.train.events import Evaluated, Started, Stepped
 from sfumato.types import Loss

@@ -12,7 +12,10 @@ from sfumato.decoding.options import GenerationOptions
 from sfumato.lm.model import DiffusionLM
 from sfumato.lm.pages import template
 from sfumato.models import DiffusionTransformer, TransformerConfig
-from sfumato.objectives.masked import ClippedWeight, MaskedDiffusion, NextToken, Systematic
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import NextToken
+from sfumato.objectives.times import Systematic
+from sfumato.objectives.weights import ClippedWeight
 from sfumato.rng import Rng
 from sfumato.train.config import TrainOptions
 from sfumato.train.optim import build_optimizers

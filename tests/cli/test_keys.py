@@ -13,7 +13,8 @@ from sfumato.cli.train import train
 from sfumato.errors import ConfigError
 from sfumato.models.config import SIZES
 from sfumato.noise.schedules import SCHEDULES
-from sfumato.objectives.masked import SELECTIONS, WEIGHTS
+from sfumato.objectives.selection import SELECTIONS
+from sfumato.objectives.weights import WEIGHTS
 from sfumato.train import load_run
 from sfumato.train.config import Run
 

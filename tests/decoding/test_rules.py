@@ -9,13 +9,13 @@ import pytest
 from tiny_lm import UNIFORM, tiny_lm
 from typer.testing import CliRunner
 
+from sfumato import likelihood
 from sfumato.cli import app
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.rules import rule_for
 from sfumato.decoding.step import Step
 from sfumato.decoding.unmask import LeftToRight, RandomOrder, Threshold
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.likelihood import bounds as likelihood
 from sfumato.lm.generation_config import read_generation_config, write_generation_config
 from sfumato.noise.corruption import Masked
 from sfumato.noise.schedules import Linear

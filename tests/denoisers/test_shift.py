@@ -6,7 +6,10 @@ from tiny_lm import tiny_lm
 
 from sfumato.denoisers.full import Full, autoregressive
 from sfumato.errors import ConfigError
-from sfumato.objectives.masked import BlockDiffusion, MaskedDiffusion, NextToken, Systematic
+from sfumato.objectives.blocks import BlockDiffusion
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import NextToken
+from sfumato.objectives.times import Systematic
 from sfumato.rng import Rng
 from sfumato.types import Batch
 

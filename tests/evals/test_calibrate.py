@@ -19,7 +19,7 @@ from sfumato.evals.calibrate import CalibrateOptions, calibrate, write_chosen
 from sfumato.evals.pieces import draw_pieces, score
 from sfumato.evals.settings import BLOCKS, RULES, Grid, Setting, Wanted
 from sfumato.evals.speed import autoregressive_lap, lap
-from sfumato.likelihood.bounds import by_decoder
+from sfumato.likelihood.exact import by_decoder
 from sfumato.lm.calibrated import Calibration
 from sfumato.types import Batch
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.testing import assert_close
 from worlds import MASK, VOCAB, Tabular, World, batch_of
 
+from sfumato import likelihood
 from sfumato.decoding.unmask import Ancestral, Margin, RandomOrder
 from sfumato.errors import ConfigError
-from sfumato.likelihood import bounds as likelihood
-from sfumato.likelihood.bounds import Likelihood
-from sfumato.likelihood.teacher_forced import retrace
+from sfumato.likelihood.result import Likelihood
+from sfumato.likelihood.teacher_forcing import teacher_forced
 from sfumato.noise.corruption import Hybrid, Masked, Uniform
 from sfumato.noise.schedules import (
     Clipped,
@@ -118,7 +118,7 @@ def test_discrete_is_what_following_ancestral_generation_finds(schedule):
     found = likelihood.discrete(denoiser, corruption, TEXTS, RNG, num_steps=3, samples=3 * draws)
     many = batch_of(WORLD.texts.repeat(draws, 1))
     rng = Rng.for_rows(1, many.slots)
-    nats = retrace(denoiser, corruption, many, Ancestral(corruption), rng, num_steps=3)
+    nats = teacher_forced(denoiser, corruption, many, Ancestral(corruption), rng, num_steps=3)
     each = nats.view(draws, -1)
     error = (found.noise.square() + each.var(0) / draws).sqrt()
     assert ((found.nats - each.mean(0)).abs() < 4.5 * error + 1e-6).all()
@@ -126,7 +126,7 @@ def test_discrete_is_what_following_ancestral_generation_finds(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", ["exact_k", "any_order", "retrace"])
+@pytest.mark.parametrize("name", ["exact_k", "any_order", "teacher_forced"])
 def test_bounds_free_of_the_schedule_are_bounds_under_every_one(name, model, schedule):
     corruption = Masked(VOCAB + 1, MASK, schedule)
     denoiser = MODELS[model](corruption)
@@ -137,13 +137,15 @@ def test_bounds_free_of_the_schedule_are_bounds_under_every_one(name, model, sch
     ]
     law = torch.stack(each).neg().exp().mean(0)
     assert float(law.sum()) == pytest.approx(1, rel=1e-6)
-    if name == "retrace":
+    if name == "teacher_forced":
         many = batch_of(WORLD.texts.repeat(30, 1))
         rule = RandomOrder(Linear())  # one a step
-        nats = retrace(denoiser, corruption, many, rule, Rng.for_rows(1, many.slots))
+        nats = teacher_forced(denoiser, corruption, many, rule, Rng.for_rows(1, many.slots))
         nats = nats.view(30, -1)
         noise, tokens = nats.std(0) / math.sqrt(30), TEXTS.trainable.sum(1)
-        found = Likelihood("retrace", nats.mean(0)[:, None], noise, 0 * noise + 29, tokens, 0, 0)
+        found = Likelihood(
+            "teacher_forced", nats.mean(0)[:, None], noise, 0 * noise + 29, tokens, 0, 0
+        )
     else:
         found = getattr(likelihood, name)(denoiser, corruption, TEXTS, RNG, samples=30)
     at_least(found, -law.log())
@@ -162,7 +164,9 @@ def test_a_decoder_has_an_exact_likelihood_under_every_schedule(num_steps, sched
         )
         assert float(found.nats.neg().exp().sum()) == pytest.approx(1, rel=1e-6)
         rows = Rng.for_rows(0, TEXTS.slots)
-        again = retrace(denoiser, corruption, TEXTS, Margin(schedule), rows, num_steps=num_steps)
+        again = teacher_forced(
+            denoiser, corruption, TEXTS, Margin(schedule), rows, num_steps=num_steps
+        )
         assert_close(again, found.nats, rtol=1e-6, atol=1e-6)
 
 
@@ -186,9 +190,9 @@ def test_the_continuous_bound_refuses_schedules_that_leave_noise_rates_out(noise
         lambda d, c: likelihood.by_order(d, c, TEXTS, TEXTS.tokens),
         lambda d, c: likelihood.discrete(d, c, TEXTS, RNG, num_steps=2),
         lambda d, c: likelihood.by_decoder(d, c, TEXTS, Margin(Linear())),
-        lambda d, c: retrace(d, c, TEXTS, Margin(Linear()), Rng.for_rows(0, TEXTS.slots)),
+        lambda d, c: teacher_forced(d, c, TEXTS, Margin(Linear()), Rng.for_rows(0, TEXTS.slots)),
     ],
-    ids=["exact_k", "any_order", "by_order", "discrete", "by_decoder", "retrace"],
+    ids=["exact_k", "any_order", "by_order", "discrete", "by_decoder", "teacher_forced"],
 )
 def test_what_is_about_masks_refuses_other_noise(estimate, noise):
     corruption = noise(VOCAB + 1, MASK)

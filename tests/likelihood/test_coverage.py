@@ -14,12 +14,14 @@ import torch
 from enumerated_bound import enumerated
 from worlds import MASK, VOCAB, World, batch_of
 
+from sfumato import likelihood
 from sfumato.estimates import Estimate, ratio
-from sfumato.likelihood import bounds as likelihood
 from sfumato.noise.corruption import Hybrid, Masked, Uniform
 from sfumato.noise.schedules import Linear, reveal_rate
 from sfumato.objectives.bound import Continuous
-from sfumato.objectives.masked import ExactK, MaskedDiffusion, Systematic
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.selection import ExactK
+from sfumato.objectives.times import Systematic
 from sfumato.rng import Rng
 from sfumato.types import Objective
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from worlds import MASK, VOCAB, Tabular, World, batch_of
 
+from sfumato import likelihood
 from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.filters import Temperature, TopK, TopP
 from sfumato.decoding.unmask import (
@@ -27,8 +28,7 @@ from sfumato.decoding.unmask import (
 )
 from sfumato.denoisers.full import Full, autoregressive
 from sfumato.errors import ConfigError
-from sfumato.likelihood import bounds as likelihood
-from sfumato.likelihood.bounds import Likelihood
+from sfumato.likelihood.result import Likelihood
 from sfumato.models import DiffusionTransformer, TransformerConfig
 from sfumato.models.attention import HIDDEN
 from sfumato.noise.corruption import Hybrid, Masked, Uniform

@@ -8,11 +8,8 @@ from torch import Tensor
 
 from sfumato.models.attention import HIDDEN
 from sfumato.models.config import TransformerConfig
-from sfumato.models.transformer import (
-    WRITTEN_OUT,
-    DiffusionTransformer,
-    attention,
-)
+from sfumato.models.layers import WRITTEN_OUT, attention
+from sfumato.models.transformer import DiffusionTransformer
 from sfumato.rng import Rng
 
 needs_compiler = pytest.mark.skipif(

@@ -11,15 +11,12 @@ from sfumato.denoisers.full import Full
 from sfumato.models.dropout import dropout, position_keys
 from sfumato.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from sfumato.noise.corruption import Uniform
+from sfumato.objectives.blocks import BlockDiffusion
 from sfumato.objectives.bound import Bound
-from sfumato.objectives.masked import (
-    BlockDiffusion,
-    CausalFirst,
-    DroppedSource,
-    MaskedDiffusion,
-    NextToken,
-    Systematic,
-)
+from sfumato.objectives.curriculum import DroppedSource
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import CausalFirst, NextToken
+from sfumato.objectives.times import Systematic
 from sfumato.rng import Rng
 from sfumato.train.step import Scored
 from sfumato.types import ABSENT, Batch, PairBatch

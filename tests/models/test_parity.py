@@ -22,7 +22,8 @@ from sfumato.likelihood.bounds import _StepOf
 from sfumato.models.output_loss import score_hidden
 from sfumato.noise.corruption import Hybrid, Masked
 from sfumato.noise.schedules import Clipped, CosineMask, Linear, LogLinear
-from sfumato.objectives.masked import Bernoulli, Draw, ExactK, MaskedDiffusion
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.selection import Bernoulli, Draw, ExactK
 from sfumato.rng import Rng
 from sfumato.testing.claims import forward_law
 from sfumato.types import Batch, Canvas

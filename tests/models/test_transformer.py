@@ -14,7 +14,7 @@ from sfumato.errors import ConfigError
 from sfumato.models import FAMILIES, DiffusionTransformer, TransformerConfig
 from sfumato.models.attention import HIDDEN, Bidirectional, BlockCausal, Causal, attend_from
 from sfumato.models.config import SIZES
-from sfumato.models.transformer import attention, rotary, rotate
+from sfumato.models.layers import attention, rotary, rotate
 
 
 def logits(model, ids, **options) -> torch.Tensor:

@@ -10,18 +10,16 @@ from torch.testing import assert_close
 
 from sfumato.denoisers.full import Full
 from sfumato.errors import ConfigError
-from sfumato.likelihood.bounds import any_order, exact_k
+from sfumato.likelihood.bounds import exact_k
+from sfumato.likelihood.exact import any_order
 from sfumato.models.attention import HIDDEN, BlockCausal
 from sfumato.noise.corruption import Masked
-from sfumato.objectives.masked import (
-    BlockDiffusion,
-    ClippedWeight,
-    Curriculum,
-    ExactK,
-    MaskedDiffusion,
-    Systematic,
-    cut,
-)
+from sfumato.objectives.blocks import BlockDiffusion, cut
+from sfumato.objectives.curriculum import Curriculum
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.selection import ExactK
+from sfumato.objectives.times import Systematic
+from sfumato.objectives.weights import ClippedWeight
 from sfumato.rng import Rng
 from sfumato.types import Batch
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from worlds import MASK, VOCAB, Tabular, batch_of
 
-from sfumato.likelihood import bounds as likelihood
+from sfumato import likelihood
 from sfumato.noise.corruption import Corruption, Hybrid, Masked, Uniform
 from sfumato.noise.schedules import CosineAlpha, CosineMask, Linear, Power
 from sfumato.objectives.bound import LAST, MIX, Continuous, place, time_of

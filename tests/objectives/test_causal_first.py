@@ -9,7 +9,9 @@ from torch.testing import assert_close
 from sfumato.denoisers.full import Full, autoregressive
 from sfumato.errors import ConfigError
 from sfumato.models import DiffusionTransformer, TransformerConfig
-from sfumato.objectives.masked import CausalFirst, MaskedDiffusion, NextToken, Systematic
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import CausalFirst, NextToken
+from sfumato.objectives.times import Systematic
 from sfumato.rng import Rng
 from sfumato.types import Batch
 

@@ -12,20 +12,11 @@ from sfumato.models import DiffusionTransformer, TransformerConfig
 from sfumato.noise.corruption import Hybrid, Masked, Uniform
 from sfumato.noise.schedules import Clipped, CosineAlpha, CosineMask, Linear, LogLinear, Power
 from sfumato.objectives.bound import Bound
-from sfumato.objectives.masked import (
-    Bernoulli,
-    BoundWeight,
-    Cart,
-    ClippedWeight,
-    ConstantWeight,
-    Draw,
-    ExactK,
-    Independent,
-    MaskedDiffusion,
-    NextToken,
-    Stratified,
-    Systematic,
-)
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import NextToken
+from sfumato.objectives.selection import Bernoulli, Draw, ExactK
+from sfumato.objectives.times import Independent, Stratified, Systematic
+from sfumato.objectives.weights import BoundWeight, Cart, ClippedWeight, ConstantWeight
 from sfumato.rng import Rng
 from sfumato.types import Batch
 

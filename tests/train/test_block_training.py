@@ -6,7 +6,10 @@ from small_runs import of_kind, prepare_words, run_all, small_run
 from sfumato import DiffusionLM
 from sfumato.errors import ConfigError
 from sfumato.noise.corruption import Masked
-from sfumato.objectives.masked import BlockDiffusion, Curriculum, MaskedDiffusion, Systematic
+from sfumato.objectives.blocks import BlockDiffusion
+from sfumato.objectives.curriculum import Curriculum
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.times import Systematic
 from sfumato.train.build import build_measure, build_objective
 from sfumato.train.events import Evaluated
 

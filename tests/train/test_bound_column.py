@@ -12,19 +12,12 @@ from worlds import MASK, VOCAB, World, batch_of
 from sfumato.noise.corruption import Hybrid, Masked, Uniform
 from sfumato.noise.schedules import Clipped, CosineAlpha, CosineMask, Linear, LogLinear, Power
 from sfumato.objectives.bound import Bound
-from sfumato.objectives.masked import (
-    Bernoulli,
-    Cart,
-    CausalFirst,
-    ClippedWeight,
-    ConstantWeight,
-    Curriculum,
-    DroppedSource,
-    ExactK,
-    Independent,
-    MaskedDiffusion,
-    NextToken,
-)
+from sfumato.objectives.curriculum import Curriculum, DroppedSource
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import CausalFirst, NextToken
+from sfumato.objectives.selection import Bernoulli, ExactK
+from sfumato.objectives.times import Independent
+from sfumato.objectives.weights import Cart, ClippedWeight, ConstantWeight
 from sfumato.rng import Rng
 from sfumato.types import PairBatch
 

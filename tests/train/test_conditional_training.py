@@ -18,7 +18,10 @@ from sfumato.denoisers.full import Full
 from sfumato.errors import ConfigError, DataError
 from sfumato.evals.evaluate import EvaluateOptions, evaluate
 from sfumato.models import EncoderDecoder
-from sfumato.objectives.masked import DroppedSource, ExactK, MaskedDiffusion, Systematic
+from sfumato.objectives.curriculum import DroppedSource
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.selection import ExactK
+from sfumato.objectives.times import Systematic
 from sfumato.rng import Rng
 from sfumato.train import Run, training
 from sfumato.train.events import Sampled, Saved, Stepped

@@ -31,17 +31,13 @@ from sfumato.denoisers.full import Full, autoregressive
 from sfumato.models import DiffusionTransformer, TransformerConfig
 from sfumato.noise.corruption import Hybrid, Masked, Uniform
 from sfumato.noise.schedules import CosineAlpha, Linear
+from sfumato.objectives.blocks import BlockDiffusion
 from sfumato.objectives.bound import Bound
-from sfumato.objectives.masked import (
-    Bernoulli,
-    BlockDiffusion,
-    Cart,
-    ClippedWeight,
-    ConstantWeight,
-    MaskedDiffusion,
-    NextToken,
-    Systematic,
-)
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import NextToken
+from sfumato.objectives.selection import Bernoulli
+from sfumato.objectives.times import Systematic
+from sfumato.objectives.weights import Cart, ClippedWeight, ConstantWeight
 from sfumato.rng import Rng
 from sfumato.testing import check_denoiser
 

@@ -13,13 +13,10 @@ from worlds import MASK, World, batch_of
 from sfumato.errors import ConfigError
 from sfumato.noise.corruption import Masked
 from sfumato.noise.schedules import Linear
-from sfumato.objectives.masked import (
-    ClippedWeight,
-    ExactK,
-    Independent,
-    MaskedDiffusion,
-    Systematic,
-)
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.selection import ExactK
+from sfumato.objectives.times import Independent, Systematic
+from sfumato.objectives.weights import ClippedWeight
 from sfumato.rng import Rng
 from sfumato.train import train
 from sfumato.train.build import build_measure

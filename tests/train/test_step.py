@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from sfumato.denoisers.full import Full
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.models import DiffusionTransformer, TransformerConfig
-from sfumato.objectives.masked import MaskedDiffusion, Systematic
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.times import Systematic
 from sfumato.rng import Rng
 from sfumato.train.config import TrainOptions
 from sfumato.train.feed import MicroBatches, Order

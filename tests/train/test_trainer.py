@@ -22,7 +22,7 @@ from sfumato.errors import (
     SfumatoError,
     TrainingError,
 )
-from sfumato.likelihood.bounds import Estimate
+from sfumato.estimates import Estimate
 from sfumato.lm.model import DiffusionLM
 from sfumato.train import load_run, training
 from sfumato.train.events import Evaluated, Finished, Sampled, Saved, Started, Stepped

@@ -73,7 +73,8 @@ def names_of(key: str) -> str:
     """What may stand for a name in some keys, with the options of each; else nothing."""
     from sfumato.models.config import SIZES
     from sfumato.noise.schedules import SCHEDULES
-    from sfumato.objectives.masked import SELECTIONS, WEIGHTS
+    from sfumato.objectives.selection import SELECTIONS
+    from sfumato.objectives.weights import WEIGHTS
 
     if key in ("model.size", "model.encoder.size"):
         shapes = (f"{name} ({w} wide, {n} layers, {h} heads)" for name, (w, n, h) in SIZES.items())

@@ -27,8 +27,9 @@ from sfumato.decoding.filters import Only
 from sfumato.decoding.logits import draw_tokens, most_likely
 from sfumato.decoding.step import Around, Prediction, Step
 from sfumato.errors import ConfigError
+from sfumato.grammar.automaton import Automaton
 from sfumato.grammar.chains import FLOOR, TINY, Beliefs, Chains, Floats, worth
-from sfumato.grammar.grammar import NOWHERE, Automaton, Bools, Ints
+from sfumato.grammar.grammar import NOWHERE, Bools, Ints
 from sfumato.rng import Rng
 from sfumato.types import Canvas
 

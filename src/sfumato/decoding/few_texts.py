@@ -26,7 +26,8 @@ from sfumato.decoding.logits import draw_tokens
 from sfumato.decoding.request import Request
 from sfumato.decoding.step import Around, Prediction
 from sfumato.decoding.unmask import LeftToRight
-from sfumato.grammar.grammar import NOWHERE, SPACED, Automaton, Grammar
+from sfumato.grammar.automaton import SPACED, Automaton
+from sfumato.grammar.grammar import NOWHERE, Grammar
 from sfumato.noise.corruption import Corruption
 from sfumato.rng import Rng
 from sfumato.types import Canvas

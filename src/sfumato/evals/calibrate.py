@@ -30,7 +30,7 @@ from sfumato.evals.risk import TESTS, safe, texts_needed
 from sfumato.evals.settings import Grid, Setting, Wanted
 from sfumato.evals.speed import Pace, autoregressive_lap, lap
 from sfumato.evals.text import distinct_n, entropy, words
-from sfumato.likelihood.teacher_forced import can_retrace
+from sfumato.likelihood.teacher_forcing import can_teacher_force
 from sfumato.lm.folders import find_folder
 from sfumato.lm.generation_config import DEFAULTS
 from sfumato.lm.model import DiffusionLM
@@ -179,7 +179,7 @@ def _own(lm: DiffusionLM, grid: Grid) -> list[Setting]:
     own = Setting(step, dict(now.step_options), None if one_each else now.num_steps, block)
     sizes = {family.settings[0].block for family in grid.families}
     others = (grid.reference, grid.in_order)
-    if own in others or block not in sizes or not can_retrace(now.rule(lm.corruption)):
+    if own in others or block not in sizes or not can_teacher_force(now.rule(lm.corruption)):
         return []
     blocks = grid.canvas // (block or lm.block_size or 1)
     return [] if own.num_steps and own.num_steps % blocks else [own]

@@ -24,7 +24,9 @@ from sfumato.evals.held_out import BATCH, Held, held_out, shuffled
 from sfumato.evals.judge import Judge
 from sfumato.evals.record import record
 from sfumato.evals.text import text_report
-from sfumato.likelihood.bounds import Likelihood, bound, by_decoder, left_to_right
+from sfumato.likelihood.bounds import bound
+from sfumato.likelihood.exact import by_decoder, left_to_right
+from sfumato.likelihood.result import Likelihood
 from sfumato.lm.folders import find_folder
 from sfumato.lm.model import DiffusionLM
 from sfumato.rng import Rng

@@ -20,7 +20,7 @@ from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
 from sfumato.data.sources import Source
 from sfumato.errors import DataError
 from sfumato.evals.settings import Grid, Setting
-from sfumato.likelihood.teacher_forced import BlockTexts, Remembered, retrace
+from sfumato.likelihood.teacher_forcing import BlockTexts, Remembered, teacher_forced
 from sfumato.lm.model import DiffusionLM
 from sfumato.lm.pages import template
 from sfumato.rng import Rng
@@ -153,7 +153,7 @@ def score(
         read = BlockTexts.read(lm.denoiser, lm.corruption, batch)
         for setting in settings:
             rule = setting.applied(lm.options).rule(lm.corruption)
-            yield read.retrace(rule, rng, steps_each=grid.steps_each(lm, setting))
+            yield read.teacher_forced(rule, rng, steps_each=grid.steps_each(lm, setting))
         return
     denoiser, lookahead = Remembered.of(lm.denoiser), lm.options.lookahead
     if lookahead and stop < grid.canvas:
@@ -162,7 +162,7 @@ def score(
     for setting in settings:
         options = setting.applied(lm.options)
         each = grid.steps_each(lm, setting)
-        yield retrace(
+        yield teacher_forced(
             denoiser,
             lm.corruption,
             batch,

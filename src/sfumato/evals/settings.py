@@ -8,7 +8,7 @@ from sfumato.arguments import Count, Numbers, check_fields, numbers
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.rules import STEPS
 from sfumato.errors import ConfigError, near
-from sfumato.likelihood.teacher_forced import can_retrace
+from sfumato.likelihood.teacher_forcing import can_teacher_force
 from sfumato.lm.model import DiffusionLM
 
 # of each rule that decides as many positions as it dares: its option, from the safest value on
@@ -186,7 +186,7 @@ def _family(lm: DiffusionLM, text: str, block: int | None, wanted: Wanted, canva
 
 def _checked(lm: DiffusionLM, settings: Sequence[Setting]) -> Family:
     made = [setting.applied(lm.options).rule(lm.corruption) for setting in settings]
-    return Family(tuple(settings), can_retrace(made[0]))
+    return Family(tuple(settings), can_teacher_force(made[0]))
 
 
 def _rule_and_values(text: str) -> tuple[str, Sequence[float]]:

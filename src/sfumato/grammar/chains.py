@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.grammar.grammar import NOWHERE, Automaton, Bools, Ints
+from sfumato.grammar.automaton import Automaton
+from sfumato.grammar.grammar import NOWHERE, Bools, Ints
 
 Floats = NDArray[np.float64]
 

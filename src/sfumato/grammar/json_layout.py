@@ -4,7 +4,8 @@ a comma or a colon at most."""
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sfumato.grammar.dfa import Budget, Dfa, after
+from sfumato.grammar.dfa import Budget, Dfa
+from sfumato.grammar.products import after
 from sfumato.grammar.regular import Alt, Cat, Expression, Repeat, Text, automaton, optional
 
 SPACE = optional(Text(" "))  # where there may be some

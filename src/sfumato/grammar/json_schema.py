@@ -18,7 +18,8 @@ from decimal import Decimal
 from typing import Any
 
 from sfumato.errors import ConfigError
-from sfumato.grammar.dfa import ANY, BUDGET, Budget, Dfa, complement, intersection, texts_of
+from sfumato.grammar.charset import ANY
+from sfumato.grammar.dfa import BUDGET, Budget, Dfa
 from sfumato.grammar.json_layout import (
     PYTHON,
     SPACE,
@@ -28,15 +29,10 @@ from sfumato.grammar.json_layout import (
     sequence,
     sequence_of,
 )
-from sfumato.grammar.json_text import (
-    SCALE,
-    between,
-    multiples,
-    scaled,
-    words,
-    written,
-)
+from sfumato.grammar.json_numbers import SCALE, between, multiples, scaled
+from sfumato.grammar.json_text import words, written
 from sfumato.grammar.patterns import ECMA, read_pattern, search
+from sfumato.grammar.products import complement, intersection, texts_of
 from sfumato.grammar.regular import Alt, Cat, Expression, One, Repeat, Text, automaton
 from sfumato.storage.files import Remedy, parse_json
 

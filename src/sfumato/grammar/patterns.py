@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sfumato.errors import ConfigError
-from sfumato.grammar.dfa import ANY, LAST, CharSet, charset, inverse, letters_of
+from sfumato.grammar.charset import ANY, LAST, CharSet, charset, inverse, letters_of
 from sfumato.grammar.regular import (
     AT_BEGIN,
     AT_END,

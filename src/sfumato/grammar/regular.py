@@ -15,21 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.grammar.dfa import (
-    BEGIN,
-    BUDGET,
-    END,
-    NOWHERE,
-    Bools,
-    Budget,
-    CharSet,
-    Dfa,
-    Ints,
-    common,
-    letters_of,
-    over,
-    smallest,
-)
+from sfumato.grammar.charset import CharSet, letters_of
+from sfumato.grammar.dfa import BEGIN, BUDGET, END, NOWHERE, Bools, Budget, Dfa, Ints, common, over
+from sfumato.grammar.minimal import smallest
 
 # --- expressions ---
 

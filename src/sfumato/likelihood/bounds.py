@@ -9,117 +9,25 @@ order of the diffusion; `any_order` is the same bound by other draws; `by_order`
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.arguments import COUNT
-from sfumato.decoding.canvas import blank, generate
-from sfumato.decoding.step import Around, Chooser, Prediction, Step, commit
-from sfumato.decoding.unmask import spread
 from sfumato.errors import ConfigError
-from sfumato.estimates import Estimate, ratio
-from sfumato.models.attention import positions_from
+from sfumato.likelihood.exact import check_masked, mean
+from sfumato.likelihood.result import Likelihood
 from sfumato.noise.corruption import Corruption
 from sfumato.noise.schedules import Schedule, reveal_rate
+from sfumato.objectives.blocks import BlockDiffusion
 from sfumato.objectives.bound import Continuous
-from sfumato.objectives.masked import (
-    BlockDiffusion,
-    Draw,
-    ExactK,
-    MaskedDiffusion,
-    NextToken,
-    Times,
-    reading,
-)
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.selection import Draw, ExactK
+from sfumato.objectives.times import Times
 from sfumato.rng import Rng
-from sfumato.types import Batch, Canvas, Denoiser, Filter, Objective, Trainable
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """-log p of every row, or an estimate of it or of a bound on it."""
-
-    estimator: str  # the call that made it
-    each: Tensor  # [B, L] float64 nats: what the token at each position adds
-    noise: Tensor  # [B] float64, standard error of nats from the estimator's own draws
-    freedom: Tensor  # [B] float64, the degrees of freedom of that error
-    tokens: Tensor  # [B] int64, trainable tokens
-    correct: float  # predicted tokens whose most likely value was the true one
-    predicted: float
-
-    @property
-    def nats(self) -> Tensor:
-        """[B] float64, of each row."""
-        return self.each.sum(1)
-
-    @classmethod
-    def join(cls, parts: Sequence["Likelihood"]) -> "Likelihood":
-        """Batches of one estimator as one."""
-        width = max(part.each.shape[1] for part in parts)
-        return cls(
-            parts[0].estimator,
-            torch.cat([F.pad(part.each, (0, width - part.each.shape[1])) for part in parts]),
-            torch.cat([part.noise for part in parts]),
-            torch.cat([part.freedom for part in parts]),
-            torch.cat([part.tokens for part in parts]),
-            sum(part.correct for part in parts),
-            sum(part.predicted for part in parts),
-        )
-
-    def grouped(self, owner: Tensor) -> "Likelihood":
-        """Rows that make up one text as one; owner [B] numbers the texts from 0."""
-        count = int(owner.max()) + 1
-
-        def total(values: Tensor) -> Tensor:
-            return values.new_zeros((count, *values.shape[1:])).index_add_(0, owner, values)
-
-        variance = self.noise.square()
-        # Welch and Satterthwaite: of a sum of errors
-        freedom = total(variance).square() / total(variance.square() / self.freedom)
-        return replace(
-            self,
-            each=total(self.each),
-            noise=total(variance).sqrt(),
-            freedom=freedom.nan_to_num(math.inf),
-            tokens=total(self.tokens),
-        )
-
-    @property
-    def per_token(self) -> Estimate:
-        """Nats per trainable token; its error is over rows and includes their noise.
-
-        For independent rows; `grouped` makes the rows of one text one row.
-        """
-        return ratio(self.nats, self.tokens)
-
-    @property
-    def perplexity(self) -> Estimate:
-        """exp(nats per trainable token)."""
-        return self.per_token.exp()
-
-    @property
-    def per_row(self) -> list[Estimate]:
-        """Nats per trainable token of each row by itself; the error is the estimator's noise."""
-        counts = self.tokens.clamp_min(1)
-        columns = (self.nats / counts, self.noise / counts, self.freedom)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [Estimate.of(value, error, round(freedom, 1)) for value, error, freedom in rows]
-
-    def bits_per_byte(self, num_bytes: Tensor) -> Estimate:
-        """num_bytes [B]: UTF-8 bytes that each row's trainable tokens spell."""
-        return ratio(self.nats, num_bytes).scaled(1 / math.log(2))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of predictions whose most likely token was the true one."""
-        return self.correct / self.predicted if self.predicted else math.nan
-
-
-# --- bounds under the diffusion's random order: objectives, averaged over systematic times ---
+from sfumato.types import Batch, Objective, Trainable
 
 
 def bound(
@@ -139,8 +47,8 @@ def exact_k(
     E over k and positions of n / k times the cross-entropy of the masked tokens. Free of the
     schedule, and of the lowest variance: the bound to report for masked models.
     """
-    _check_masked("exact_k", corruption)
-    return _average(
+    check_masked("exact_k", corruption)
+    return average(
         f"exact_k(samples={samples})",
         lambda times: _within_blocks(
             denoiser,
@@ -170,7 +78,7 @@ def continuous(
             f"the bound integrates over all noise rates, and {schedule} leaves some out; "
             "evaluate with a schedule that runs from 0 to 1, or a masked model with exact_k"
         )
-    return _average(
+    return average(
         f"continuous(samples={samples})",
         lambda times: Continuous(corruption, times),
         denoiser,
@@ -198,11 +106,11 @@ def discrete(
     alpha(1) is not 0, a token is masked at t with probability (1 - alpha_t) / (1 - alpha_1), which
     is what leads to these rates; and where alpha(0) is not 1, the last step reveals what is left.
     """
-    _check_masked("discrete", corruption)
+    check_masked("discrete", corruption)
     if num_steps < 1:
         raise ConfigError(f"num_steps must be at least 1, got {num_steps}")
     samples = num_steps if samples is None else samples
-    return _average(
+    return average(
         f"discrete(num_steps={num_steps}, samples={samples})",
         lambda times: _within_blocks(
             denoiser,
@@ -251,7 +159,7 @@ class _Equidistant:
         return (self.number + offset) / self.samples
 
 
-def _average(
+def average(
     estimator: str,
     objective: Callable[[Times], Objective],
     denoiser: Trainable,
@@ -265,7 +173,7 @@ def _average(
         objective(_Equidistant(number, samples, rng))(denoiser, batch, rng.fold(number))
         for number in range(samples)
     ]
-    return _mean(
+    return mean(
         estimator,
         [loss.nll.double() for loss in losses],
         *_noise_in_order(torch.stack([loss.nll.double().sum(1) for loss in losses])),
@@ -291,194 +199,3 @@ def _noise_in_order(draws: Tensor) -> tuple[Tensor, Tensor]:
     total, most = squares.sum(0), 2 * (count - 1) ** 2 / (3 * count - 4)
     freedom = 2 * total.square() / squares.square().sum(0)
     return (total / (2 * count * (count - 1))).sqrt(), freedom.nan_to_num(most).clamp(1, most)
-
-
-# --- exact for one way of writing ---
-
-
-@torch.no_grad()
-def left_to_right(denoiser: Trainable, batch: Batch) -> Likelihood:
-    """Exact, of an autoregressive model: give it `denoisers.autoregressive(model, mask_id)`."""
-    unused = Rng.from_seed(0, device=batch.tokens.device)
-    loss = NextToken()(denoiser, batch, unused)
-    return _exact("left_to_right()", loss.nll, batch, float(loss.correct), float(loss.corrupted))
-
-
-@torch.no_grad()
-def by_order(
-    denoiser: Trainable, corruption: Corruption, batch: Batch, order: Tensor
-) -> Likelihood:
-    """Exact, for writing one token at a time in a given order: n forward passes.
-
-    order [B, L]: trainable positions are written from the lowest value to the highest.
-    """
-    _check_masked("by_order", corruption)
-    denoiser = reading(denoiser, batch)
-    rank = order.masked_fill(~batch.trainable, order.max() + 1).argsort(1).argsort(1)
-    n = batch.trainable.sum(1)
-    nats = torch.zeros(batch.tokens.shape, dtype=torch.float64, device=batch.tokens.device)
-    right = 0.0
-    for number in range(int(n.max())):
-        noisy = batch.trainable & (rank >= number)
-        where = noisy & (rank == number)
-        share = (n - number).clamp_min(0) / n.clamp_min(1)
-        targets = batch.tokens[where]
-        _, nll, correct = denoiser.score(
-            batch.tokens.masked_fill(noisy, corruption.mask_id),
-            corruption.schedule.time(1 - share.double()).float(),
-            where,
-            targets,
-            torch.ones_like(targets, dtype=torch.float32),
-            segments=batch.segments,
-        )
-        nats[where] = nll.double()
-        right += float(correct.sum())
-    return _exact("by_order()", nats, batch, right, float(n.sum()))
-
-
-@torch.no_grad()
-def any_order(
-    denoiser: Trainable, corruption: Corruption, batch: Batch, rng: Rng, *, samples: int = 1
-) -> Likelihood:
-    """Mean over random orders of `by_order`: the exact-k bound again, n forward passes a draw."""
-    samples = COUNT.check("samples", samples)
-    length = batch.tokens.shape[1]
-    orders = [rng.fold(number).fold(batch.slots).uniform(length) for number in range(samples)]
-    if size := getattr(denoiser, "block_size", None):  # one block is written after another
-        orders = [order + positions_from(batch.segments) // size for order in orders]
-    each = [by_order(denoiser, corruption, batch, order) for order in orders]
-    draws = torch.stack([likelihood.nats for likelihood in each])
-    noise = torch.full_like(draws[0], math.nan) if samples == 1 else draws.std(0)
-    return _mean(
-        f"any_order(samples={samples})",
-        [likelihood.each for likelihood in each],
-        noise / math.sqrt(samples),
-        torch.full_like(noise, samples - 1),
-        batch,
-        sum(likelihood.correct for likelihood in each),
-        sum(likelihood.predicted for likelihood in each),
-    )
-
-
-@torch.no_grad()
-def by_decoder(
-    denoiser: Denoiser,
-    corruption: Corruption,
-    batch: Batch,
-    step: Step,
-    *,
-    num_steps: int | None = None,
-    block: int | None = None,
-    lookahead: bool = True,
-    filters: Sequence[Filter] = (),
-) -> Likelihood:
-    """Exact, for the decoder that `generate` is with the same arguments (DUEL, arXiv 2603.01367).
-
-    The step rule chooses positions as it would, the true tokens are written there, and their
-    log-probabilities add up. So the choice must not depend on chance or on the drawn tokens.
-    """
-    _check_masked("by_decoder", corruption)
-    if not isinstance(step, Chooser):
-        raise ConfigError(
-            f"{type(step).__name__} chooses positions by chance, by the drawn tokens or by what it "
-            "remembers, so its texts have no exact likelihood; use a rule that looks at the state "
-            "and the logits alone, as TopProbability, Margin, LowEntropy, Threshold, LeftToRight"
-        )
-    if block is not None and bool((batch.segments != batch.segments[:, :1]).any()):
-        raise ConfigError("by_decoder with blocks needs rows of one document without padding")
-    denoiser = reading(denoiser, batch)  # type: ignore[arg-type]
-    unused = Rng.from_seed(0, len(batch.tokens), batch.tokens.device)
-    page = blank(corruption, batch.tokens, ~batch.trainable, unused)
-    nothing = torch.zeros(batch.tokens.shape, dtype=torch.float64, device=batch.tokens.device)
-    page = replace(page, memory={"truth": batch.tokens, "nats": nothing, "correct": nothing})
-    for later in generate(
-        denoiser if block else _Apart(denoiser, batch.segments),
-        page,
-        _Retrace(step),
-        unused,
-        num_steps=num_steps,
-        block=block,
-        lookahead=lookahead,
-        filters=filters,
-    ):
-        page = later
-    return _exact(
-        f"by_decoder({step}, num_steps={num_steps}, block={block}, lookahead={lookahead}, "
-        f"filters={list(filters)})",
-        page.memory["nats"],
-        batch,
-        float(page.memory["correct"].sum()),
-        float(batch.trainable.sum()),
-    )
-
-
-@dataclass(frozen=True)
-class _Retrace(Around):
-    """Decides where `step` would, but writes the truth, and remembers how probable it was."""
-
-    step: Chooser
-    exact = True
-
-    def __call__(self, canvas: Canvas, seen: Prediction, t: Tensor, s: Tensor, rng: Rng) -> Canvas:
-        chosen = self.step.choose(canvas, seen, t, s)
-        where, truth = seen.where, canvas.memory["truth"]
-        nll = -seen.at(where).double().log_softmax(-1).gather(-1, truth[where][:, None])[:, 0]
-        hit = (seen.logits.argmax(-1) == truth[where]).double()
-        memory = {
-            "truth": truth,
-            "nats": torch.where(chosen, spread(nll, where, 0.0), canvas.memory["nats"]),
-            "correct": torch.where(chosen, spread(hit, where, 0.0), canvas.memory["correct"]),
-        }
-        return replace(commit(canvas, chosen, truth), memory=memory)
-
-
-@dataclass(frozen=True)
-class _Apart:
-    """A denoiser of packed or padded rows, whose documents do not see each other."""
-
-    denoiser: Denoiser
-    segments: Tensor  # [B, L]
-
-    def __call__(
-        self,
-        tokens: Tensor,
-        t: Tensor,
-        where: Tensor | None = None,
-        *,
-        segments: Tensor | None = None,
-    ) -> Tensor:
-        return self.denoiser(tokens, t, where, segments=self.segments)
-
-    def given(self, left: Tensor | None = None, right: Tensor | None = None) -> "_Apart":
-        return replace(self, denoiser=self.denoiser.given(left, right))
-
-
-def _exact(
-    estimator: str, nats: Tensor, batch: Batch, correct: float, predicted: float
-) -> Likelihood:
-    """From nats [B, L] of each token."""
-    tokens, none = batch.trainable.sum(1), torch.zeros_like(nats[:, 0], dtype=torch.float64)
-    freedom = torch.full_like(none, math.inf)
-    return Likelihood(estimator, nats.double(), none, freedom, tokens, correct, predicted)
-
-
-def _mean(
-    estimator: str,
-    draws: Sequence[Tensor],
-    noise: Tensor,
-    freedom: Tensor,
-    batch: Batch,
-    correct: float,
-    predicted: float,
-) -> Likelihood:
-    """Of several estimates of each token [B, L]."""
-    each, tokens = torch.stack(list(draws)).mean(0), batch.trainable.sum(1)
-    return Likelihood(estimator, each, noise, freedom, tokens, correct, predicted)
-
-
-def _check_masked(name: str, corruption: Corruption) -> None:
-    if not corruption.absorbing:
-        raise ConfigError(
-            f"{name} is for masked diffusion, whose noisy positions are known; "
-            f"for {type(corruption).__name__} use continuous"
-        )

@@ -26,7 +26,7 @@ from torch import Tensor
 from sfumato.arguments import Count, as_python, check_fields, shown
 from sfumato.decoding.logits import draw_tokens
 from sfumato.errors import ConfigError
-from sfumato.grammar.grammar import SPACED, Automaton
+from sfumato.grammar.automaton import SPACED, Automaton
 from sfumato.lm.prompts import Gapped
 from sfumato.noise.corruption import Corruption
 from sfumato.rng import Rng

@@ -14,7 +14,7 @@ from sfumato.decoding.constrained import Span
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.request import Request, RowPart
 from sfumato.decoding.rules import rule_name
-from sfumato.grammar.grammar import SPACED
+from sfumato.grammar.automaton import SPACED
 from sfumato.types import MOVED, Canvas
 
 if TYPE_CHECKING:

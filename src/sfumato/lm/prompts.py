@@ -13,7 +13,7 @@ from sfumato.data.tokenizer import SpecialIds, encode, token_bytes
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.request import RowPart
 from sfumato.errors import ConfigError, DataError
-from sfumato.grammar.grammar import Automaton
+from sfumato.grammar.automaton import Automaton
 from sfumato.lm.pages import PageReader
 from sfumato.types import ABSENT
 

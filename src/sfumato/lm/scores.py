@@ -9,7 +9,10 @@ from torch import Tensor
 
 from sfumato.arguments import COUNT, SEED
 from sfumato.errors import DataError
-from sfumato.likelihood.bounds import Estimate, Likelihood, bound, left_to_right
+from sfumato.estimates import Estimate
+from sfumato.likelihood.bounds import bound
+from sfumato.likelihood.exact import left_to_right
+from sfumato.likelihood.result import Likelihood
 from sfumato.lm.pages import template
 from sfumato.lm.texts import Texts, listed, repeated
 from sfumato.models.attention import HIDDEN

@@ -19,16 +19,11 @@ from sfumato.models.dropout import dropout, position_keys
 from sfumato.models.encoded_source import Layer, Source
 from sfumato.models.kv_cache import Before
 from sfumato.models.kv_cache import Layer as Read
+from sfumato.models.layers import Block, RMSNorm, attention, rotary
 from sfumato.models.output_loss import compute_dtype
 from sfumato.models.shared_rows import SharedRows
 from sfumato.models.time_embedding import ZeroLinear
-from sfumato.models.transformer import (
-    Block,
-    DiffusionTransformer,
-    RMSNorm,
-    attention,
-    rotary,
-)
+from sfumato.models.transformer import DiffusionTransformer
 from sfumato.rng import Rng
 from sfumato.types import ABSENT
 

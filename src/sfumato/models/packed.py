@@ -20,13 +20,8 @@ from sfumato.errors import ConfigError
 from sfumato.models.attention import Attend, BlockCausal
 from sfumato.models.compiled import CompiledPass, Frozen
 from sfumato.models.kv_cache import Before, KeyValues, Layer, Past, Reading
-from sfumato.models.transformer import (
-    Attention,
-    Block,
-    DiffusionOutput,
-    DiffusionTransformer,
-    RMSNorm,
-)
+from sfumato.models.layers import Attention, Block, RMSNorm
+from sfumato.models.transformer import DiffusionOutput, DiffusionTransformer
 
 
 class Product:

@@ -34,7 +34,8 @@ from torch import Tensor
 
 from sfumato.arguments import check_fields
 from sfumato.noise.corruption import Corruption, any_other
-from sfumato.objectives.masked import Times, reading
+from sfumato.objectives.loss import reading
+from sfumato.objectives.times import Times
 from sfumato.rng import Rng
 from sfumato.types import Batch, Loss, Trainable
 
@@ -58,7 +59,7 @@ class Bound:
         tokens = torch.where(batch.trainable, drawn, batch.tokens)
         certain = torch.ones_like(t)
         never = torch.zeros_like(t, dtype=torch.bool)
-        loss = _loss(self.corruption, denoiser, batch, tokens, t, certain, never)
+        loss = per_token(self.corruption, denoiser, batch, tokens, t, certain, never)
         schedule = self.corruption.schedule
         return replace(loss, bounds=schedule.low == 0 and schedule.high == 1)
 
@@ -77,10 +78,10 @@ class Continuous:
         t = time_of(corruption, at.alpha)
         tokens, chance = hit(corruption, batch, at, t, rng.fold(1).fold(batch.slots))
         weight = at.weight * chance / torch.where(at.last, LAST, -corruption.kernel(t).dalpha)
-        return _loss(corruption, denoiser, batch, tokens, t, weight, at.last)
+        return per_token(corruption, denoiser, batch, tokens, t, weight, at.last)
 
 
-def _loss(
+def per_token(
     corruption: Corruption,
     denoiser: Trainable,
     batch: Batch,

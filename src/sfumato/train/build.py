@@ -19,22 +19,14 @@ from sfumato.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from sfumato.models.transformer import DiffusionTransformer
 from sfumato.noise.corruption import Corruption, corruption_from
 from sfumato.noise.schedules import SCHEDULES
+from sfumato.objectives.blocks import BlockDiffusion
 from sfumato.objectives.bound import Bound, Continuous
-from sfumato.objectives.masked import (
-    SELECTIONS,
-    TIMES,
-    WEIGHTS,
-    BlockDiffusion,
-    CausalFirst,
-    Curriculum,
-    DroppedSource,
-    ExactK,
-    Independent,
-    MaskedDiffusion,
-    NextToken,
-    Systematic,
-    Times,
-)
+from sfumato.objectives.curriculum import Curriculum, DroppedSource
+from sfumato.objectives.masked import MaskedDiffusion
+from sfumato.objectives.next_token import CausalFirst, NextToken
+from sfumato.objectives.selection import SELECTIONS, ExactK
+from sfumato.objectives.times import TIMES, Independent, Systematic, Times
+from sfumato.objectives.weights import WEIGHTS
 from sfumato.storage.files import brief
 from sfumato.train.config import Choice, EncoderOptions, ModelOptions, Run
 from sfumato.types import Objective
@@ -57,7 +49,7 @@ def build_rule(
     made = make_part(rule, f"{key} {choice.name}", "nothing else", (), options)
     if not callable(made) or (table is SELECTIONS and not isinstance(_whole(made), bool)):
         method = "`__call__`" + (" and `whole`, True or False" if table is SELECTIONS else "")
-        raise ConfigError(f"{key} {choice.name} must have {method}: see sfumato.objectives.masked")
+        raise ConfigError(f"{key} {choice.name} must have {method}: see sfumato.objectives")
     return made
 
 

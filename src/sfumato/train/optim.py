@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sfumato.models.transformer import Block
+from sfumato.models.layers import Block
 from sfumato.train.config import TrainOptions
 from sfumato.train.world import placed, whole
 

@@ -6,6 +6,7 @@ from tiny_lm import tiny_lm
 from torch.testing import assert_close
 from worlds import MASK, VOCAB, World, batch_of
 
+from sfumato import likelihood
 from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.remask import Wino
 from sfumato.decoding.unmask import (
@@ -23,8 +24,7 @@ from sfumato.decoding.unmask import (
     TopProbability,
 )
 from sfumato.errors import ConfigError, DataError
-from sfumato.likelihood import bounds as likelihood
-from sfumato.likelihood.teacher_forced import BlockTexts, Remembered, retrace
+from sfumato.likelihood.teacher_forcing import BlockTexts, Remembered, teacher_forced
 from sfumato.noise.corruption import Masked, Uniform
 from sfumato.noise.schedules import Linear
 from sfumato.rng import Rng
@@ -55,7 +55,7 @@ def same_draws(rows: int, seed: int = 0) -> Rng:
 @pytest.mark.parametrize("around", [{}, {"num_steps": 2, "block": 2}, {"block": 2}], ids=str)
 def test_rules_that_choose_have_their_likelihood_by_decoder(step, around):
     expected = likelihood.by_decoder(WRONG, MASKED, TEXTS, step, **around)
-    found = retrace(WRONG, MASKED, TEXTS, step, same_draws(len(WORLD.texts)), **around)
+    found = teacher_forced(WRONG, MASKED, TEXTS, step, same_draws(len(WORLD.texts)), **around)
     assert_close(found, expected.nats)
 
 
@@ -63,12 +63,14 @@ def test_rules_that_choose_have_their_likelihood_by_decoder(step, around):
 @pytest.mark.parametrize("num_steps", [2, 4])
 def test_likelihoods_sum_to_one_whatever_the_rule_remembers_or_draws(step, num_steps):
     rng = same_draws(len(WORLD.texts))
-    found = retrace(WRONG, MASKED, TEXTS, step, rng, num_steps=num_steps)
+    found = teacher_forced(WRONG, MASKED, TEXTS, step, rng, num_steps=num_steps)
     assert_close(float(found.neg().exp().sum()), 1.0)
 
 
 def test_klass_writes_texts_as_often_as_their_likelihood_says():
-    expected = retrace(WRONG, MASKED, TEXTS, KLASS, same_draws(len(WORLD.texts)), num_steps=4)
+    expected = teacher_forced(
+        WRONG, MASKED, TEXTS, KLASS, same_draws(len(WORLD.texts)), num_steps=4
+    )
     count = 20_000
     rng, empty = Rng.from_seed(1, count), torch.zeros(count, 4, dtype=torch.int64)
     canvas = blank(MASKED, empty, torch.zeros_like(empty, dtype=torch.bool), rng)
@@ -76,7 +78,7 @@ def test_klass_writes_texts_as_often_as_their_likelihood_says():
     law = World(WORLD.texts, expected.neg().exp())
     floor = law.noise_floor(count)
     assert law.distance(page.tokens) < 1.5 * floor
-    plain = retrace(WRONG, MASKED, TEXTS, CHOOSERS[0], same_draws(81), num_steps=4)
+    plain = teacher_forced(WRONG, MASKED, TEXTS, CHOOSERS[0], same_draws(81), num_steps=4)
     assert World(WORLD.texts, plain.neg().exp()).distance(page.tokens) > 3 * floor
 
 
@@ -109,7 +111,7 @@ def rows_of(lm, count=5, length=16):
 def test_blocks_at_once_are_blocks_one_by_one(blocks, step, each):
     batch, corruption = rows_of(blocks), blocks.corruption
     read = BlockTexts.read(blocks.denoiser, corruption, batch)
-    found = read.retrace(step, Rng.from_seed(0, 5), steps_each=each)
+    found = read.teacher_forced(step, Rng.from_seed(0, 5), steps_each=each)
     for row, written in enumerate([4, 3, 1, 4, 4]):
         alone = Batch(*(part[row : row + 1] for part in vars(batch).values()))
         around = {"num_steps": each and each * written, "block": 4, "lookahead": False}
@@ -121,8 +123,10 @@ def test_blocks_at_once_are_blocks_one_by_one(blocks, step, each):
 def test_blocks_at_once_remember_and_draw_as_blocks_one_by_one(blocks, step):
     batch, corruption, rng = rows_of(blocks), blocks.corruption, Rng.from_seed(0, 5)
     read = BlockTexts.read(blocks.denoiser, corruption, batch)
-    found = read.retrace(step, rng)
-    expected = retrace(blocks.denoiser, corruption, batch, step, rng, block=4, lookahead=False)
+    found = read.teacher_forced(step, rng)
+    expected = teacher_forced(
+        blocks.denoiser, corruption, batch, step, rng, block=4, lookahead=False
+    )
     assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -132,13 +136,13 @@ def test_texts_are_read_once_and_every_state_is_asked_about_once(blocks):
     try:
         read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
         assert len(calls) == 1
-        one = read.retrace(Factor(Linear(), factor=1e9), Rng.from_seed(0, 5))
+        one = read.teacher_forced(Factor(Linear(), factor=1e9), Rng.from_seed(0, 5))
         assert len(calls) == 2
-        again = read.retrace(Threshold(Linear(), level=1e-9), Rng.from_seed(0, 5))
+        again = read.teacher_forced(Threshold(Linear(), level=1e-9), Rng.from_seed(0, 5))
         assert len(calls) == 2
-        slow = read.retrace(TopProbability(Linear()), Rng.from_seed(0, 5))
+        slow = read.teacher_forced(TopProbability(Linear()), Rng.from_seed(0, 5))
         assert len(calls) == 5
-        same = read.retrace(Threshold(Linear(), level=1.0), Rng.from_seed(0, 5))
+        same = read.teacher_forced(Threshold(Linear(), level=1.0), Rng.from_seed(0, 5))
         assert len(calls) == 5
     finally:
         hook.remove()
@@ -152,10 +156,10 @@ def test_texts_are_read_once_and_every_state_is_asked_about_once(blocks):
 def test_what_is_remembered_is_bounded_and_changes_nothing(blocks, monkeypatch):
     batch = rows_of(blocks)
     read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
-    free = [read.retrace(step, Rng.from_seed(0, 5)) for step in CHOOSERS]
-    monkeypatch.setattr("sfumato.likelihood.teacher_forced.ROOM", 40 * len(blocks.tokenizer))
+    free = [read.teacher_forced(step, Rng.from_seed(0, 5)) for step in CHOOSERS]
+    monkeypatch.setattr("sfumato.likelihood.teacher_forcing.ROOM", 40 * len(blocks.tokenizer))
     read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
-    tight = [read.retrace(step, Rng.from_seed(0, 5)) for step in CHOOSERS]
+    tight = [read.teacher_forced(step, Rng.from_seed(0, 5)) for step in CHOOSERS]
     assert_close(tight, free, rtol=1e-5, atol=1e-5)
     assert sum(len(one) for one in read.denoiser.seen.values()) < 150
 
@@ -169,8 +173,8 @@ def test_remembering_changes_nothing_for_full_attention(lookahead):
     for step in CHOOSERS:
         for block in (4, 8):
             around = {"block": block, "lookahead": lookahead}
-            found = retrace(kept, lm.corruption, batch, step, rng, **around)
-            expected = retrace(lm.denoiser, lm.corruption, batch, step, rng, **around)
+            found = teacher_forced(kept, lm.corruption, batch, step, rng, **around)
+            expected = teacher_forced(lm.denoiser, lm.corruption, batch, step, rng, **around)
             assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -182,17 +186,17 @@ def test_remembering_changes_nothing_for_full_attention(lookahead):
 )
 def test_rules_that_look_at_what_was_drawn_are_refused(step):
     with pytest.raises(ConfigError, match=f"{type(step).__name__} chooses or revises"):
-        retrace(WRONG, MASKED, TEXTS, step, same_draws(81))
+        teacher_forced(WRONG, MASKED, TEXTS, step, same_draws(81))
 
 
 def test_other_noise_and_packed_rows_are_refused(blocks):
     uniform = Uniform(VOCAB + 1, MASK)
-    with pytest.raises(ConfigError, match="only masked diffusion can be retraced"):
-        retrace(WRONG, uniform, TEXTS, Ancestral(uniform), same_draws(81))
+    with pytest.raises(ConfigError, match="only masked diffusion can be teacher-forced"):
+        teacher_forced(WRONG, uniform, TEXTS, Ancestral(uniform), same_draws(81))
     packed = batch_of(WORLD.texts)
     packed.segments[:, 2:] = 1
     with pytest.raises(DataError, match="one document each"):
-        retrace(WRONG, MASKED, packed, CHOOSERS[0], same_draws(81))
+        teacher_forced(WRONG, MASKED, packed, CHOOSERS[0], same_draws(81))
     with pytest.raises(DataError, match="one document each"):
         BlockTexts.read(blocks.denoiser, blocks.corruption, packed)
     with pytest.raises(DataError, match="not whole blocks of 4"):
@@ -221,8 +225,8 @@ def law_of_threshold(level: float) -> torch.Tensor:
 @pytest.mark.parametrize("level", [0.4, 0.55, 0.9])
 def test_what_a_threshold_loses_on_a_law_is_its_divergence_from_the_law(level):
     perfect, rng = WORLD.denoiser(MASKED), same_draws(len(WORLD.texts))
-    one_each = retrace(perfect, MASKED, TEXTS, TopProbability(Linear()), rng)
-    bold = retrace(perfect, MASKED, TEXTS, Threshold(Linear(), level=level), rng)
+    one_each = teacher_forced(perfect, MASKED, TEXTS, TopProbability(Linear()), rng)
+    bold = teacher_forced(perfect, MASKED, TEXTS, Threshold(Linear(), level=level), rng)
     law = law_of_threshold(level)
     assert_close(float(law.sum()), 1.0)
     divergence = float((WORLD.law * (WORLD.law / law).log()).sum())

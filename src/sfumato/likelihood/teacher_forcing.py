@@ -28,13 +28,13 @@ from sfumato.types import Batch, Canvas, Denoiser
 ROOM = 2**27  # logits that are remembered, at most: 0.5 GB
 
 
-def can_retrace(step: Step) -> bool:
+def can_teacher_force(step: Step) -> bool:
     """Whether a rule decides where, and only then draws what: else no text has a likelihood."""
     return isinstance(step, Chooser | Klass | Ancestral | RandomOrder)
 
 
 @torch.no_grad()
-def retrace(
+def teacher_forced(
     denoiser: Denoiser,
     corruption: Corruption,
     batch: Batch,
@@ -52,7 +52,7 @@ def retrace(
     """
     _check(corruption, step)
     if bool((batch.segments != batch.segments[:, :1]).any()):
-        raise DataError("retrace reads rows of one document each; cut them to one length")
+        raise DataError("teacher_forced reads rows of one document each; cut them to one length")
     page = blank(corruption, batch.tokens, ~batch.trainable, rng)
     pages = generate(
         denoiser,
@@ -69,7 +69,7 @@ def retrace(
 
 @dataclass(frozen=True)
 class BlockTexts:
-    """Texts that a model of blocks has read, for `retrace`: of any number of rules, read once."""
+    """Texts that a model of blocks has read once, for any number of rules."""
 
     own: "_BlocksAtOnce"
     denoiser: "Remembered"
@@ -82,7 +82,7 @@ class BlockTexts:
         """Read the clean text, block after block."""
         size = denoiser.block_size
         if size is None:
-            raise ConfigError("BlockTexts is for models of blocks; use retrace for others")
+            raise ConfigError("BlockTexts is for models of blocks; use teacher_forced for others")
         if bool((batch.segments != 0).any()):
             raise DataError("BlockTexts reads rows of one document each; cut them to one length")
         if batch.tokens.shape[1] % size:
@@ -106,7 +106,7 @@ class BlockTexts:
         return cls(own, Remembered.of(own), corruption, batch)
 
     @torch.no_grad()
-    def retrace(self, step: Step, rng: Rng, *, steps_each: int | None = None) -> Tensor:
+    def teacher_forced(self, step: Step, rng: Rng, *, steps_each: int | None = None) -> Tensor:
         """Nats [B] under the decoder `generate_blocks` is; rng has one key a row.
 
         `steps_each`: of every block (None: one for every noisy position).
@@ -268,9 +268,10 @@ def _memory(tokens: Tensor) -> dict[str, Tensor]:
 def _check(corruption: Corruption, step: Step) -> None:
     if not corruption.absorbing:
         raise ConfigError(
-            "only masked diffusion can be retraced: other noise is revised until the last step"
+            "only masked diffusion can be teacher-forced: other noise is revised until the "
+            "last step"
         )
-    if not can_retrace(step):
+    if not can_teacher_force(step):
         raise ConfigError(
             f"{type(step).__name__} chooses or revises positions by the drawn tokens, so its texts "
             "have no likelihood; use a rule that decides where before it draws, as Threshold"
