@@ -1,0 +1,52 @@
+"""Draw docs/order.png and docs/frontier.png, pictures of docs/how.md: python docs/pictures.py
+
+In which step each position of a text was decided, by four ways of writing with the shipped models,
+and the frontier of the calibration beside `stories`. Half a minute on one core; float32, so that
+every processor draws the same.
+"""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sfumato import DiffusionLM
+from sfumato.evals.frontier import draw
+
+DOCS = Path(__file__).parent
+WAYS = {  # title: model, options
+    "stories-infill, margin": ("stories-infill", {"step": "margin", "block": 256}),
+    "stories-infill, random": ("stories-infill", {"step": "random", "block": 256}),
+    "stories-infill, left_to_right": ("stories-infill", {"step": "left_to_right", "block": 256}),
+    "stories: blocks of 8, its own rule": ("stories", {}),
+}
+
+
+def decided(model: str, options: dict) -> list[int]:
+    """The step that decided each of 64 tokens."""
+    lm = DiffusionLM.from_pretrained(model, device="cpu")
+    *_, last = lm.stream("One day, a cat", length=64, seed=3, precision="fp32", **options)
+    return last.decided[0].tolist()
+
+
+def order(path: Path) -> None:
+    """Positions from left to right, steps from top to bottom, one dot a token."""
+    figure = Figure(figsize=(10, 3.1), dpi=100, layout="constrained")
+    for axes, (title, (model, options)) in zip(
+        figure.subplots(1, 4, sharey=True), WAYS.items(), strict=True
+    ):
+        steps = decided(model, options)
+        axes.scatter(range(len(steps)), steps, 9, c=steps, cmap="plasma", vmax=72)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("position")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("step that decided it")
+    figure.axes[0].invert_yaxis()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    order(DOCS / "order.png")
+    record = files("sfumato") / "shipped" / "stories" / "calibration.json"
+    draw(json.loads(record.read_text(encoding="utf-8")), DOCS / "frontier.png")
