@@ -12,7 +12,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sfumato import DiffusionLM
-from sfumato.evals.frontier import draw
 
 DOCS = Path(__file__).parent
 WAYS = {  # title: model, options
@@ -24,10 +23,10 @@ WAYS = {  # title: model, options
 
 
 def decided(model: str, options: dict) -> list[int]:
-    """The step that decided each of 64 tokens."""
+    """The step that decided each of 64 new tokens."""
     lm = DiffusionLM.from_pretrained(model, device="cpu")
     *_, last = lm.stream("One day, a cat", length=64, seed=3, precision="fp32", **options)
-    return last.decided[0].tolist()
+    return [step for step in last.decided[0].tolist() if step > 0]  # 0: the prompt's own
 
 
 def order(path: Path) -> None:
@@ -46,7 +45,27 @@ def order(path: Path) -> None:
     figure.savefig(path)
 
 
+def frontier(record: dict, path: Path) -> None:
+    """What every measured setting loses against how many tokens it decides in a pass."""
+    families: dict[str, list[tuple[float, float]]] = {}
+    for row in record["results"]["settings"]:
+        if "excess" in row:
+            name = row["setting"]["step"]
+            shared = " in n steps" if row["setting"]["num_steps"] else ""
+            families.setdefault(name + shared, []).append(
+                (row["tokens_per_forward"], row["excess"]["value"])
+            )
+    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(families.items()):
+        axes.plot(*zip(*sorted(points), strict=True), "osD^v<>*"[number % 8] + "-", label=name)
+    axes.set(xlabel="tokens a pass, of one text", ylabel="nats a token above one token a pass")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
 if __name__ == "__main__":
     order(DOCS / "order.png")
     record = files("sfumato") / "shipped" / "stories" / "calibration.json"
-    draw(json.loads(record.read_text(encoding="utf-8")), DOCS / "frontier.png")
+    frontier(json.loads(record.read_text(encoding="utf-8")), DOCS / "frontier.png")

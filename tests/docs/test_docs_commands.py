@@ -35,7 +35,10 @@ def loaded():
 
 
 @pytest.mark.parametrize(("words", "said"), [*requests()])
-def test_a_request_is_accepted_or_refused_as_the_page_says(run, loaded, monkeypatch, words, said):
+def test_a_request_is_accepted_or_refused_as_the_page_says(
+    run, loaded, tmp_path, monkeypatch, words, said
+):
+    monkeypatch.chdir(tmp_path)  # a page that is asked for is written there
     monkeypatch.setattr("sfumato.cli.generate.load_model", loaded)
     monkeypatch.setattr(DiffusionLM, "run", lambda lm, request: iter([Page.blank(request)]))
     if "--candidates" in words:
