@@ -24,5 +24,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The files of the site, with these."""
     for name, source in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=LINK.sub("](", text)))
+        text = LINK.sub("](", text).replace("](README.md)", "](index.md)")
+        files.append(File.generated(config, name, content=text))
     return files
