@@ -64,9 +64,9 @@ class Faults:
         from safetensors import SafetensorError, serialize
         from transformers import PreTrainedTokenizerFast
 
-        import sfumato.data.text
+        import sfumato.data.tokenizing
 
-        sfumato.data.text.FileIO = _pyio.FileIO  # type: ignore[assignment]
+        sfumato.data.tokenizing.FileIO = _pyio.FileIO  # type: ignore[assignment]
         save = safetensors.torch.serialize_file
 
         def serialize_file(tensors: Any, path: Any, metadata: Any = None) -> None:

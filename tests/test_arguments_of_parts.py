@@ -46,7 +46,8 @@ from sfumato.denoisers.blocks import CachedReader
 from sfumato.denoisers.full import Full
 from sfumato.denoisers.guided import Guided, GuidedReader
 from sfumato.errors import ConfigError, SfumatoError
-from sfumato.evals.calibrate import CalibrateOptions, calibrate
+from sfumato.evals.calibrate import calibrate
+from sfumato.evals.calibrate_options import CalibrateOptions
 from sfumato.evals.evaluate import EvaluateOptions, evaluate
 from sfumato.evals.settings import Setting, Wanted
 from sfumato.lm import gaps

@@ -22,7 +22,7 @@ from sfumato.cli.writing import Writing
 from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import load_tokenizer
 from sfumato.decoding.options import GenerationOptions
-from sfumato.evals.calibrate import CalibrateOptions
+from sfumato.evals.calibrate_options import CalibrateOptions
 from sfumato.evals.evaluate import EvaluateOptions
 from sfumato.evals.speed import lap
 from sfumato.lm.pages import NOISE
@@ -546,7 +546,7 @@ def steady(monkeypatch):
         one = lap(lm, **changes)
         return replace(one, seconds=one.forwards / 100)
 
-    monkeypatch.setattr("sfumato.evals.calibrate.lap", steadily)
+    monkeypatch.setattr("sfumato.evals.certify.lap", steadily)
 
 
 @pytest.mark.usefixtures("steady")

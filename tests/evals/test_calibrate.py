@@ -15,7 +15,8 @@ from sfumato.data.text import prepare
 from sfumato.data.tokenizer import save_tokenizer
 from sfumato.decoding.unmask import Threshold
 from sfumato.errors import CheckpointError, ConfigError, DataError
-from sfumato.evals.calibrate import CalibrateOptions, calibrate, write_chosen
+from sfumato.evals.calibrate import calibrate, write_chosen
+from sfumato.evals.calibrate_options import CalibrateOptions
 from sfumato.evals.pieces import draw_pieces, score
 from sfumato.evals.settings import BLOCKS, RULES, Grid, Setting, Wanted
 from sfumato.evals.speed import autoregressive_lap, lap
@@ -266,7 +267,7 @@ def steady(monkeypatch):
         one = lap(lm, **changes)
         return replace(one, seconds=one.forwards / 100)
 
-    monkeypatch.setattr("sfumato.evals.calibrate.lap", steadily)
+    monkeypatch.setattr("sfumato.evals.certify.lap", steadily)
 
 
 def made_by(lm, folder, text, **options):

@@ -16,15 +16,17 @@ from sfumato.storage.files import (
     Remedy,
     brief,
     check_file,
-    check_shape,
     foreign,
+    read_tensors,
+    read_text,
+)
+from sfumato.storage.structured import (
+    check_shape,
     parse_json,
     parse_yaml,
     read_json,
     read_json_lines,
     read_object,
-    read_tensors,
-    read_text,
 )
 
 REMEDY = Remedy(DataError, "copy it again")

@@ -13,7 +13,8 @@ from work import new_lm
 import sfumato.lm.folders as folders_module
 from sfumato.errors import CheckpointError
 from sfumato.lm.model import DiffusionLM
-from sfumato.storage.publish import is_part, published, replaced, write_text
+from sfumato.storage.publish import is_part, published
+from sfumato.storage.replace import replaced, write_text
 
 USERS = {"README.md": "mine", ".git/HEAD": "ref", "notes/model.safetensors": "mine too"}
 

@@ -10,7 +10,7 @@ from sfumato.objectives.blocks import BlockDiffusion
 from sfumato.objectives.curriculum import Curriculum
 from sfumato.objectives.masked import MaskedDiffusion
 from sfumato.objectives.times import Systematic
-from sfumato.train.build import build_measure, build_objective
+from sfumato.train.build_objective import build_measure, build_objective
 from sfumato.train.events import Evaluated
 
 BLOCKS = ("objective.name=block", "model.block_size=8")

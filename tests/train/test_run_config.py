@@ -12,7 +12,7 @@ from sfumato.errors import ConfigError
 from sfumato.noise.corruption import Masked, corruption_from
 from sfumato.noise.schedules import Clipped, CosineAlpha, Power
 from sfumato.train import dump_run, load_run
-from sfumato.train.build import build_corruption, build_objective
+from sfumato.train.build_objective import build_corruption, build_objective
 from sfumato.train.config import Section, kinds
 from sfumato.train.run_file import all_keys
 

@@ -19,7 +19,7 @@ from sfumato.objectives.times import Independent, Systematic
 from sfumato.objectives.weights import ClippedWeight
 from sfumato.rng import Rng
 from sfumato.train import train
-from sfumato.train.build import build_measure
+from sfumato.train.build_objective import build_measure
 from sfumato.train.events import Evaluated, Searched, Stepped
 from sfumato.train.search import INTERVALS, least, loss_variances
 from sfumato.train.step import Scored

@@ -80,8 +80,9 @@ def calibrate(
 
     folder = target(model, out)
     with show_status("starting"):
-        from sfumato.evals.calibrate import CalibrateOptions, write_chosen
         from sfumato.evals.calibrate import calibrate as measure
+        from sfumato.evals.calibrate import write_chosen
+        from sfumato.evals.calibrate_options import CalibrateOptions
         from sfumato.evals.frontier import draw, figure_class
         from sfumato.evals.record import write
         from sfumato.storage.publish import published

@@ -1,10 +1,11 @@
 """Text to tokens: tokenizers, sources, preparation, rows."""
 
+from sfumato.data.journal import Progress
 from sfumato.data.pairs import Pairs, PreparedPairs, prepare_pairs
 from sfumato.data.prepared import Prepared
 from sfumato.data.rows import PairRows, Rows
 from sfumato.data.sources import Source
-from sfumato.data.text import Progress, prepare
+from sfumato.data.text import prepare
 from sfumato.data.tokenizer import (
     SpecialIds,
     encode,

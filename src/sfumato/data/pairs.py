@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sfumato.arguments import PATH, Kind, check_fields
 from sfumato.data.documents import Piece
+from sfumato.data.journal import Progress, write_json
 from sfumato.data.prepared import DAMAGED, PLACE, PREPARED, SPLITS, Prepared
 from sfumato.data.sentences import cut_first
 from sfumato.data.sources import Source
 from sfumato.data.tally import Tally
-from sfumato.data.text import SHARD, Progress, prepare, write_json
+from sfumato.data.text import prepare
+from sfumato.data.tokenizing import SHARD
 from sfumato.errors import ConfigError, DataError
-from sfumato.storage.files import check_path, check_shape, read_object
+from sfumato.storage.files import check_path
 from sfumato.storage.publish import is_part
+from sfumato.storage.structured import check_shape, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

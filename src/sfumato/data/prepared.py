@@ -18,7 +18,8 @@ import numpy as np
 from sfumato.arguments import PATH, TEXT
 from sfumato.data.tokenizer import fingerprint, load_tokenizer
 from sfumato.errors import ConfigError, DataError, near
-from sfumato.storage.files import Remedy, check_path, check_shape, read_object
+from sfumato.storage.files import Remedy, check_path
+from sfumato.storage.structured import check_shape, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

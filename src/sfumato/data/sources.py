@@ -16,16 +16,10 @@ from pydantic import Field
 
 from sfumato.arguments import check_fields
 from sfumato.data.documents import END_OF_TEXT, PIECE, Piece, count_borders, cut, split_text
-from sfumato.data.formats import (
-    TEXT,
-    Record,
-    kind_of,
-    known_kinds,
-    read_records,
-    read_text,
-    text_of,
-)
+from sfumato.data.encoded import TEXT
+from sfumato.data.formats import kind_of, known_kinds, read_records, read_text
 from sfumato.data.identity import digest_file, digest_texts, stamps
+from sfumato.data.records import Record, text_of
 from sfumato.data.tally import (
     EMPTY_FILES,
     HIDDEN_FILES,

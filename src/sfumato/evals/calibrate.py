@@ -5,72 +5,32 @@ it loses against one token a pass is what deciding several at once costs. Learn 
 2110.01052) says which settings are safe; the clock says which of those is the fastest.
 """
 
-import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-from pydantic import Field
-from torch import Tensor
-
-from sfumato.arguments import PATH, Amount, Count, Kind, Seed, check_fields
+from sfumato.arguments import PATH
 from sfumato.data.sources import Source
 from sfumato.errors import ConfigError
-from sfumato.estimates import Estimate
+from sfumato.evals.calibrate_options import OPTIONS, CalibrateOptions
+from sfumato.evals.certify import SPAN, certify, choice, excess_of, paces_of, row_of
 from sfumato.evals.evaluate import DATA, MODEL
 from sfumato.evals.judge import Judge
-from sfumato.evals.pieces import Piece, draw_pieces, score
+from sfumato.evals.pieces import Piece, draw_pieces
+from sfumato.evals.progress import Progress, Remaining
 from sfumato.evals.record import record, write
-from sfumato.evals.risk import TESTS, safe, texts_needed
-from sfumato.evals.settings import Grid, Setting, Wanted
-from sfumato.evals.speed import Pace, autoregressive_lap, lap
+from sfumato.evals.risk import texts_needed
+from sfumato.evals.settings import Grid, Setting
+from sfumato.evals.speed import Pace
 from sfumato.evals.text import distinct_n, entropy, words
 from sfumato.likelihood.teacher_forcing import can_teacher_force
 from sfumato.lm.folders import find_folder
 from sfumato.lm.generation_config import DEFAULTS
 from sfumato.lm.model import DiffusionLM
-from sfumato.storage.files import read_object
-
-BATCH = 4  # texts read together; what is said of all their states is kept
-SPAN = 10  # a text counts for no more than so many times the tolerance
-
-Progress = Callable[[str], None]
-Tolerance = Annotated[float, Field(gt=0, title="above 0 nats a token")]
-Confidence = Annotated[float, Field(ge=0.5, lt=1, description="use 0.9")]
-
-
-@dataclass(frozen=True)
-class CalibrateOptions:
-    """What is compared, on how much text, and how sure the answer has to be."""
-
-    tolerance: Tolerance = 0.05  # nats a token; 0.05 is 5 % of perplexity
-    confidence: Confidence = 0.9  # that what is called safe is within it
-    rows: Amount = 128  # held-out texts
-    num_texts: Count = 4  # written with every setting, to time and to judge them
-    step: tuple[str, ...] = ()  # these as in `Wanted`
-    num_steps: tuple[Count, ...] = ()
-    block: tuple[Count, ...] = ()
-    reference: str = "probability"
-    test: str = "betting"
-    judge: str | None = None  # a causal language model by path
-    seed: Seed = 0
-
-    def __post_init__(self):
-        check_fields(self)
-        if self.test not in TESTS:
-            raise ConfigError(f"test must be one of {', '.join(TESTS)}, got '{self.test}'")
-        self.wanted()  # its own checks
-
-    def wanted(self) -> Wanted:
-        return Wanted(self.step, self.num_steps, self.block, self.reference)
-
-
-OPTIONS = Kind(CalibrateOptions)
+from sfumato.storage.structured import read_object
 
 
 def calibrate(
@@ -112,15 +72,15 @@ def calibrate(
     can = [True] * len(ends) + [f.scored for f in grid.families for _ in f.settings]
     readable = [setting for setting, yes in zip(settings, can, strict=True) if yes]
     with lm.inference(), _silent(lm):
-        excess = _excess(lm, grid, readable, pieces, options, progress)
-        paces, twin = _paces(lm, settings, options, progress)
+        excess = excess_of(lm, grid, readable, pieces, options, progress)
+        paces, twin = paces_of(lm, settings, options, progress)
     found = iter(excess)
     rows = [
-        _row(setting, next(found) if yes else None, pace, options)
+        row_of(setting, next(found) if yes else None, pace, options)
         for setting, yes, pace in zip(settings, can, paces, strict=True)
     ]
     held = _judge(judge, rows, paces, lm, pieces, progress) if judge else None
-    _certify(rows[len(ends) :], grid, excess[len(ends) :], options)
+    certify(rows[len(ends) :], grid, excess[len(ends) :], options)
     made = record(
         sys.argv,
         {"data": name, "options": asdict(options), "generation": asdict(lm.options)},
@@ -136,7 +96,7 @@ def calibrate(
             "settings": rows,
             "autoregression": twin.as_dict(),
             **({"held_out": held} if held else {}),
-            **_choice(rows, twin),
+            **choice(rows, twin),
         },
         seed=options.seed,
         device=lm.device,
@@ -194,125 +154,6 @@ def _check_judged(grid: Grid, options: CalibrateOptions) -> None:
             )
 
 
-def _excess(
-    lm: DiffusionLM,
-    grid: Grid,
-    settings: Sequence[Setting],
-    pieces: Sequence[Piece],
-    options: CalibrateOptions,
-    progress: Progress,
-) -> Tensor:
-    """Nats a token that each setting needs more than the reference, the first: [settings, N]."""
-    nats = torch.zeros(len(settings), len(pieces), dtype=torch.float64)
-    order = sorted(range(len(pieces)), key=lambda n: (pieces[n].start, pieces[n].stop))
-    groups: list[list[int]] = []
-    for place in order:
-        alike = groups and pieces[groups[-1][0]].start == pieces[place].start
-        if alike and len(groups[-1]) < BATCH:
-            groups[-1].append(place)
-        else:
-            groups.append([place])
-    clock = Remaining("reading", sum(map(len, groups)) * len(settings), progress)
-    for group in groups:
-        taken = [pieces[place] for place in group]
-        for number, found in enumerate(score(lm, grid, settings, taken, group, options.seed)):
-            nats[number, group] = found.cpu()
-            clock.advance(len(group))
-    counts = torch.tensor([piece.count for piece in pieces], dtype=torch.float64)
-    return (nats - nats[0]) / counts
-
-
-def _paces(
-    lm: DiffusionLM, settings: Sequence[Setting], options: CalibrateOptions, progress: Progress
-) -> tuple[list[Pace], Pace]:
-    """How fast each setting writes, in turns so that they share what else the machine does; and
-    the same network, were it autoregressive."""
-    laps: list[list[Any]] = [[] for _ in settings]
-    own = []
-    clock = Remaining("writing", options.num_texts * (1 + len(settings)), progress)
-    lap(lm, **settings[0].changes(), seed=options.seed)  # what the first text alone has to wait for
-    for seed in range(options.seed, options.seed + options.num_texts):
-        for number, setting in enumerate(settings):
-            laps[number].append(lap(lm, **setting.changes(), seed=seed))
-            clock.advance()
-        written = sum(one.tokens for one in laps[0]) // len(laps[0])
-        own.append(autoregressive_lap(lm, max(1, written), seed))
-        clock.advance()
-    return [Pace(tuple(each)) for each in laps], Pace(tuple(own))
-
-
-def _row(
-    setting: Setting, excess: Tensor | None, pace: Pace, options: CalibrateOptions
-) -> dict[str, Any]:
-    """What was measured of one setting."""
-    row = {"name": setting.name, "setting": setting.changes(), "safe": False, **pace.as_dict()}
-    if excess is not None:
-        error = float(excess.std() / math.sqrt(len(excess))) if len(excess) > 1 else math.nan
-        losses = _losses(excess, options.tolerance)
-        row["excess"] = asdict(Estimate.of(float(excess.mean()), error, len(excess) - 1))
-        row["risk"] = float(losses.mean()) * SPAN * options.tolerance  # nats a token
-        row["clipped"] = float((losses == 1).double().mean())
-    return row
-
-
-def _losses(excess: Tensor, tolerance: float) -> Tensor:
-    """In [0, 1]; 1 / SPAN is the tolerance. A text that gains counts as one that loses nothing."""
-    return (excess / (SPAN * tolerance)).clamp(0, 1)
-
-
-def _certify(
-    rows: Sequence[dict[str, Any]], grid: Grid, excess: Tensor, options: CalibrateOptions
-) -> None:
-    """Mark what is safe among the rows of all families."""
-    losses = iter(_losses(excess, options.tolerance))
-    scored = [family for family in grid.families if family.scored]
-    each = [[next(losses) for _ in family.settings] for family in scored]
-    verdicts = iter(safe(each, 1 / SPAN, 1 - options.confidence, options.test))
-    place = 0
-    for number, family in enumerate(grid.families):
-        count, p_values = next(verdicts) if family.scored else (0, [])
-        for step in range(len(family.settings)):
-            row = rows[place + step]
-            row["family"], row["safe"] = number, step < count
-            if p_values:
-                row["p_value"] = p_values[step]
-        place += len(family.settings)
-
-
-def _choice(rows: Sequence[dict[str, Any]], twin: Pace) -> dict[str, Any]:
-    """The fastest safe setting, if it beats one token a pass, and what autoregression would do."""
-    certified = [number for number, row in enumerate(rows) if row["safe"]]
-    best = max(certified, key=lambda n: rows[n]["tokens_per_second"], default=None)
-    reference = rows[0]["tokens_per_second"]
-    if best is None:
-        reason = (
-            "nothing is certified: already the safest settings lose more than the tolerance, or "
-            "there are too few texts to tell"
-        )
-    elif rows[best]["tokens_per_second"] <= reference:
-        reason = "no certified setting is faster than one token a pass"
-        best = None
-    else:
-        times = rows[best]["tokens_per_second"] / reference
-        reason = f"{rows[best]['name']}: {times:.2f} times as fast as one token a pass"
-    used = rows[0] if best is None else rows[best]
-    times = used["tokens_per_second"] / twin.tokens_per_second
-    even = used["seconds_per_forward"] / twin.seconds_per_forward
-    told = (
-        f"the same network, read causally with an exact cache, writes "
-        f"{twin.tokens_per_second:.0f} tokens a second: "
-        f"{'slower' if times > 1 else 'faster'} than {used['name']}, which writes "
-        f"{used['tokens_per_second']:.0f}. A pass of the latter takes {even:.2f} times as long and "
-        f"decides {used['tokens_per_forward']:.2f} tokens; from {even:.2f} on it pays"
-    )
-    return {
-        "chosen": best,
-        "reason": reason,
-        "autoregression_is_faster": times <= 1,
-        "autoregression_says": told,
-    }
-
-
 def _judge(
     judge: Judge,
     rows: Sequence[dict[str, Any]],
@@ -342,18 +183,3 @@ def _verdict(judge: Judge, texts: Sequence[str]) -> dict[str, Any] | None:
         "distinct_2": distinct_n(spelled, 2),
         "texts": len(written),
     }
-
-
-class Remaining:
-    """Says how much is done, and how long the rest will take at this pace."""
-
-    def __init__(self, doing: str, total: int, progress: Progress):
-        self.doing, self.total, self.progress = doing, total, progress
-        self.done, self.begin = 0, time.perf_counter()
-
-    def advance(self, by: int = 1) -> None:
-        self.done += by
-        left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
-        minutes, seconds = divmod(round(left), 60)
-        share = f"{self.done / self.total:.0%} of {self.total:,} texts x settings"
-        self.progress(f"{self.doing}: {share}, about {minutes}:{seconds:02} left")

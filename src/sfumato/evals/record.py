@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.errors import DataError
 from sfumato.evals.weights import find_weights
-from sfumato.storage.publish import write_text
+from sfumato.storage.replace import write_text
 from sfumato.storage.tensors import fingerprint
 
 

@@ -34,7 +34,8 @@ from sfumato.grammar.json_text import words, written
 from sfumato.grammar.patterns import ECMA, read_pattern, search
 from sfumato.grammar.products import complement, intersection, texts_of
 from sfumato.grammar.regular import Alt, Cat, Expression, One, Repeat, Text, automaton
-from sfumato.storage.files import Remedy, parse_json
+from sfumato.storage.files import Remedy
+from sfumato.storage.structured import parse_json
 
 DEPTH = 3  # unfoldings of one reference within itself
 DEEPEST = 32  # schemas within schemas

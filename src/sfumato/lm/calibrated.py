@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sfumato.decoding.rules import STEPS
 from sfumato.errors import CheckpointError
-from sfumato.storage.files import Remedy, check_shape, foreign, read_object
+from sfumato.storage.files import Remedy, foreign
+from sfumato.storage.structured import check_shape, read_object
 from sfumato.storage.tensors import fingerprint
 
 if TYPE_CHECKING:

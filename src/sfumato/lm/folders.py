@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.storage.files import Remedy, brief, check_folder, check_shape, foreign, read_object
+from sfumato.storage.files import Remedy, brief, check_folder, foreign
 from sfumato.storage.hub import HERE, Place, download
 from sfumato.storage.publish import read_whole, recover
+from sfumato.storage.structured import check_shape, read_object
 from sfumato.user_parts import is_own
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.rules import rule_name
 from sfumato.errors import CheckpointError, ConfigError, near
-from sfumato.storage.files import Remedy, foreign, read_object
+from sfumato.storage.files import Remedy, foreign
+from sfumato.storage.structured import read_object
 
 DEFAULTS = Remedy(CheckpointError, "mend it there, or take it away: it holds a model's defaults")
 

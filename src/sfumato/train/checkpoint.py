@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfumato.errors import CheckpointError, TrainingError
-from sfumato.storage.files import Remedy, check_file, check_shape, read_object, read_tensors
-from sfumato.storage.publish import created, sweep, writing
+from sfumato.storage.files import Remedy, check_file, read_tensors
+from sfumato.storage.replace import created, sweep, writing
+from sfumato.storage.structured import check_shape, read_object
 
 STATE, TRAINING = "state.json", "training.safetensors"
 DAMAGED = Remedy(

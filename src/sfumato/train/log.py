@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sfumato.errors import MissingExtra, TrainingError
-from sfumato.storage.files import Remedy, read_json_lines
-from sfumato.storage.publish import replaced, write_text
+from sfumato.storage.files import Remedy
+from sfumato.storage.replace import replaced, write_text
+from sfumato.storage.structured import read_json_lines
 from sfumato.train.config import Run
 from sfumato.train.events import Stepped
 from sfumato.train.stages import stages

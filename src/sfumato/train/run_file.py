@@ -10,7 +10,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from sfumato.errors import ConfigError, near
-from sfumato.storage.files import Remedy, brief, parse_json, parse_yaml, read_text
+from sfumato.storage.files import Remedy, brief, read_text
+from sfumato.storage.structured import parse_json, parse_yaml
 from sfumato.train.config import Choice, Run, Section, kinds
 
 REMEDY = Remedy(ConfigError, "expected keys and values such as 'output: out'")

@@ -28,15 +28,13 @@ from sfumato.lm.folders import write_model
 from sfumato.lm.generation_config import write_generation_config
 from sfumato.lm.model import DiffusionLM
 from sfumato.rng import Rng
-from sfumato.storage.files import check_shape, foreign, read_tensors, read_text
-from sfumato.storage.publish import published, sweep_parts, write_text, writing
+from sfumato.storage.files import foreign, read_tensors, read_text
+from sfumato.storage.publish import published, sweep_parts
+from sfumato.storage.replace import write_text, writing
+from sfumato.storage.structured import check_shape
 from sfumato.storage.tensors import check_finite
-from sfumato.train.build import (
-    build_corruption,
-    build_measure,
-    build_network,
-    build_objective,
-)
+from sfumato.train.build_network import build_network
+from sfumato.train.build_objective import build_corruption, build_measure, build_objective
 from sfumato.train.checkpoint import DAMAGED, SHAPE, STATE, Checkpoints
 from sfumato.train.config import Run
 from sfumato.train.events import (
