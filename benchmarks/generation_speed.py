@@ -216,8 +216,9 @@ def writing(shape: Shape, clock: Clock, laps: int, kind: str) -> dict[str, Any]:
     import torch
 
     from sfumato.decoding.blocks import Blocks, OneByOne
-    from sfumato.decoding.canvas import blank, generate
     from sfumato.decoding.filters import Temperature
+    from sfumato.decoding.loops import generate
+    from sfumato.decoding.page import blank
     from sfumato.decoding.unmask import LeftToRight, TopConfidence
     from sfumato.denoisers.approximate import ApproximateCache
     from sfumato.denoisers.blocks import CachedReader

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sfumato.decoding.canvas import blank
 from sfumato.decoding.constrained import Span
+from sfumato.decoding.page import blank
 from sfumato.grammar.grammar import Grammar
 from sfumato.noise.corruption import Masked
 from sfumato.rng import Rng

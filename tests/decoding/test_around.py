@@ -7,8 +7,9 @@ import torch
 from fixed_laws import Fixed, empty, laws, over, whole
 from reference_models import network
 
-from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.constrained import constrain
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.remask import Cap, Remasking, Wino, loop
 from sfumato.decoding.step import FLAGS, Around
 from sfumato.decoding.unmask import Ancestral, FirstHitting, Klass, RandomOrder

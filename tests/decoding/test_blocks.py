@@ -6,8 +6,9 @@ from reference_models import network
 from torch.testing import assert_close
 
 from sfumato.decoding.blocks import Blocks
-from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.filters import Allowed, Repetition, Suppress, Temperature, TopK
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.rules import STEPS
 from sfumato.denoisers.blocks import CachedReader, Reread
 from sfumato.denoisers.full import Full

@@ -4,9 +4,11 @@ import pytest
 import torch
 from worlds import MASK, Tabular, World
 
-from sfumato.decoding.canvas import blank, denoise, even_times, generate, one_each, shared_times
 from sfumato.decoding.filters import Forced, Repetition, Suppress, Temperature
+from sfumato.decoding.loops import denoise, generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.remask import Cap, Remasking, Wino
+from sfumato.decoding.times import even_times, one_each, shared_times
 from sfumato.decoding.unmask import (
     Ancestral,
     EntropyBound,

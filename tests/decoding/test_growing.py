@@ -9,9 +9,9 @@ from rich.console import Console
 from tiny_lm import HYBRID, SENTENCES, UNIFORM, tiny_lm
 
 from sfumato.cli.live import frame
-from sfumato.decoding.canvas import blank
 from sfumato.decoding.growing import Growing, _Clerk
 from sfumato.decoding.options import GenerationOptions, Growth
+from sfumato.decoding.page import blank
 from sfumato.decoding.rules import STEPS
 from sfumato.decoding.unmask import LeftToRight
 from sfumato.errors import ConfigError

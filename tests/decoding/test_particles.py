@@ -10,9 +10,10 @@ import torch
 from grammar_worlds import END, MASK, PAD, WORDS, A, B, Listed, padded_law
 from tiny_lm import tiny_lm
 
-from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.constrained import Span, constrain
+from sfumato.decoding.loops import generate
 from sfumato.decoding.options import GenerationOptions
+from sfumato.decoding.page import blank
 from sfumato.decoding.particles import Weighted, multiplied, written
 from sfumato.decoding.request import Request
 from sfumato.decoding.unmask import LeftToRight, RandomOrder

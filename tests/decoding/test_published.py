@@ -7,11 +7,13 @@ import pytest
 import reference
 import torch
 
-from sfumato.decoding.canvas import blank, denoise, even_times
 from sfumato.decoding.filters import Suppress, Temperature
+from sfumato.decoding.loops import denoise
+from sfumato.decoding.page import blank
 from sfumato.decoding.published import KlassPublished, WinoPublished
 from sfumato.decoding.remask import Wino
 from sfumato.decoding.rules import STEPS
+from sfumato.decoding.times import even_times
 from sfumato.decoding.unmask import Klass
 from sfumato.noise.corruption import Masked
 from sfumato.noise.schedules import Linear

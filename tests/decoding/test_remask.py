@@ -4,10 +4,12 @@ import pytest
 import torch
 from worlds import MASK, World
 
-from sfumato.decoding.canvas import blank, denoise, even_times, generate
 from sfumato.decoding.filters import Temperature
+from sfumato.decoding.loops import denoise, generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.remask import Cap, During, Plateau, Remasking, Rescale, Wino, loop
 from sfumato.decoding.step import Prediction
+from sfumato.decoding.times import even_times
 from sfumato.decoding.unmask import Ancestral
 from sfumato.errors import ConfigError
 from sfumato.noise.corruption import Masked

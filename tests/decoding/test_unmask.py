@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from reference import even_split
 from worlds import MASK, World
 
-from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.filters import Temperature
 from sfumato.decoding.logits import entropies
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.step import Prediction
 from sfumato.decoding.unmask import (
     Ancestral,

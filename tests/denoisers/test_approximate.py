@@ -8,7 +8,8 @@ from reference_models import network
 from tiny_lm import tiny_lm
 from torch.testing import assert_close
 
-from sfumato.decoding.canvas import blank, generate
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.rules import STEPS
 from sfumato.denoisers.approximate import ApproximateCache, Drift
 from sfumato.denoisers.full import Full, autoregressive

@@ -7,7 +7,8 @@ from small_networks import reader as with_encoder
 from torch.testing import assert_close
 
 from sfumato.decoding.blocks import OneByOne
-from sfumato.decoding.canvas import blank, generate
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.unmask import LeftToRight
 from sfumato.denoisers.blocks import CachedReader, NetworkReader, Reread
 from sfumato.denoisers.full import Full, autoregressive

@@ -14,13 +14,14 @@ from tiny_lm import CANVAS, HYBRID, MASKED, UNIFORM, tiny_lm
 from tiny_lm import tokenizer as tiny_tokenizer
 
 from sfumato.data.tokenizer import token_bytes
-from sfumato.decoding.canvas import denoise, even_times, generate
 from sfumato.decoding.constrained import Span, constrain
 from sfumato.decoding.filters import Temperature, TopK
+from sfumato.decoding.loops import denoise, generate
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.remask import Cap, Remasking, Wino
 from sfumato.decoding.rules import STEPS
 from sfumato.decoding.step import Around
+from sfumato.decoding.times import even_times
 from sfumato.decoding.unmask import LeftToRight, RandomOrder
 from sfumato.errors import ConfigError
 from sfumato.grammar.grammar import NOWHERE, Grammar

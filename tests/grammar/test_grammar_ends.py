@@ -7,9 +7,10 @@ import pytest
 import torch
 from grammar_worlds import END, MASK, PAD, WORDS, A, B, Listed, padded_law
 
-from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.constrained import Span, constrain
 from sfumato.decoding.filters import TopP
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.unmask import LeftToRight, RandomOrder
 from sfumato.grammar.grammar import Grammar
 from sfumato.lm.model import DiffusionLM

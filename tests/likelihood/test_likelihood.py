@@ -9,8 +9,9 @@ from torch.testing import assert_close
 from worlds import MASK, VOCAB, Tabular, World, batch_of
 
 from sfumato import likelihood
-from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.filters import Temperature, TopK, TopP
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.unmask import (
     Ancestral,
     EntropyBound,

@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from worlds import MASK, VOCAB, World, batch_of
 
 from sfumato import likelihood
-from sfumato.decoding.canvas import blank, generate
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.remask import Wino
 from sfumato.decoding.unmask import (
     Ancestral,

@@ -8,8 +8,9 @@ from reference_models import network
 from tiny_lm import CANVAS, HYBRID, tiny_lm
 
 from sfumato.decoding.blocks import Blocks, OneByOne
-from sfumato.decoding.canvas import WholeCanvas, blank, filled
+from sfumato.decoding.canvas import WholeCanvas
 from sfumato.decoding.filters import Suppress
+from sfumato.decoding.page import blank, filled
 from sfumato.decoding.rules import STEPS
 from sfumato.denoisers.blocks import CachedReader
 from sfumato.denoisers.full import Full, autoregressive

@@ -270,7 +270,8 @@ def test_models_come_from_the_hub_by_name(original, tmp_path):
 from sfumato.errors import CheckpointError
 from sfumato.lm.folders import find_folder
 from sfumato.lm.model import DiffusionLM
-print(DiffusionLM.from_pretrained("someone/tiny").generate(length=2, step="random", seed=0).num_steps)
+lm = DiffusionLM.from_pretrained("someone/tiny")
+print(lm.generate(length=2, step="random", seed=0).num_steps)
 print(any(find_folder("someone/tiny").glob("*.py")))
 for name in ("someone/none", "someone/empty"):
     try:

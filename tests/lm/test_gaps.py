@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 from torch.testing import assert_close
 from worlds import World
 
-from sfumato.decoding.canvas import blank, generate
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.unmask import RandomOrder
 from sfumato.errors import ConfigError
 from sfumato.lm.gaps import GapLength, Ways, judge

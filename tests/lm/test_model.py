@@ -9,8 +9,8 @@ import torch
 from tiny_lm import CANVAS, HYBRID, MASKED, SENTENCES, UNIFORM, taught, tiny_lm
 
 from sfumato.data.tokenizer import MASK, SPECIAL
-from sfumato.decoding.canvas import generate
 from sfumato.decoding.filters import Forced, Suppress
+from sfumato.decoding.loops import generate
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.rules import STEPS
 from sfumato.errors import ConfigError, DataError

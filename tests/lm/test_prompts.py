@@ -10,7 +10,8 @@ import pytest
 import torch
 from worlds import MASK, VOCAB, World, forward_law
 
-from sfumato.decoding.canvas import blank, generate
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.unmask import Ancestral
 from sfumato.noise.corruption import Hybrid, Masked, Uniform
 from sfumato.rng import Rng

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sfumato.decoding.canvas import blank, even_times, generate
 from sfumato.decoding.filters import Temperature
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.remask import Cap, Remasking, Rescale, loop
 from sfumato.decoding.rules import STEPS
+from sfumato.decoding.times import even_times
 from sfumato.decoding.unmask import TopConfidence, quota
 from sfumato.denoisers.full import Full
 from sfumato.likelihood.bounds import _StepOf

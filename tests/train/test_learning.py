@@ -9,8 +9,9 @@ import torch
 from worlds import batch_of
 
 from sfumato.decoding.blocks import Blocks
-from sfumato.decoding.canvas import blank, generate
 from sfumato.decoding.filters import Temperature
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.remask import Cap, Remasking, Wino, loop
 from sfumato.decoding.unmask import (
     Ancestral,

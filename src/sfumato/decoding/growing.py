@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sfumato.decoding.canvas import NO_COMPILE, behind_end, reading
+from sfumato.decoding.canvas import NO_COMPILE, reading
 from sfumato.decoding.decoder import GAPS, OPTIONAL, Decoder, Writer, check_prefix, ending
 from sfumato.decoding.filters import divided
 from sfumato.decoding.logits import confidences
 from sfumato.decoding.options import GenerationOptions, Growth
+from sfumato.decoding.page import behind_end
 from sfumato.decoding.request import Request
 from sfumato.decoding.step import Prediction, Step
 from sfumato.decoding.unmask import spread

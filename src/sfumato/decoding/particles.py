@@ -35,8 +35,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.decoding.constrained import Constrained, Draw, Drawn
+from sfumato.decoding.constrained import Constrained
 from sfumato.decoding.filters import Allowed, Temperature, divided
+from sfumato.decoding.grammar_draw import Draw, Drawn
 from sfumato.decoding.request import Request, check_size
 from sfumato.decoding.rules import rule_name
 from sfumato.decoding.step import Around, Chooser, Prediction

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sfumato.arguments import COUNT
-from sfumato.decoding.canvas import blank, generate
+from sfumato.decoding.loops import generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.step import Around, Chooser, Prediction, Step, commit
 from sfumato.decoding.unmask import spread
 from sfumato.errors import ConfigError

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sfumato.decoding.canvas import blank, denoise, even_times, generate, one_each
+from sfumato.decoding.loops import denoise, generate
+from sfumato.decoding.page import blank
 from sfumato.decoding.step import Around, Chooser, Prediction, Step
+from sfumato.decoding.times import even_times, one_each
 from sfumato.decoding.unmask import Ancestral, Klass, RandomOrder, spread
 from sfumato.denoisers.full import Full
 from sfumato.denoisers.passes import shifted, without_mask

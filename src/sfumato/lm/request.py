@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato.arguments import Kind
-from sfumato.decoding.canvas import blank
 from sfumato.decoding.constrained import constrain
 from sfumato.decoding.filters import Allowed
 from sfumato.decoding.options import GenerationOptions
+from sfumato.decoding.page import blank
 from sfumato.decoding.request import Request, RowPart, check_size
 from sfumato.decoding.writing import check_gaps, check_request, settle
 from sfumato.errors import ConfigError

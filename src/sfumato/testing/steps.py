@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfumato.decoding.canvas import blank, denoise, even_times
+from sfumato.decoding.loops import denoise
+from sfumato.decoding.page import blank
 from sfumato.decoding.step import FLAGS, Prediction, Step
+from sfumato.decoding.times import even_times
 from sfumato.noise.corruption import Corruption
 from sfumato.rng import Rng
 from sfumato.testing.claims import Undisturbed, expect, forward_law, kind, letters
