@@ -68,8 +68,6 @@ def test_places_that_a_page_names_are_there(page):
     ids=lambda path: str(path.relative_to(SOURCE)),
 )
 def test_places_that_docstrings_name_are_there(path):
-    if path.name in ("published.py", "remask.py"):
-        pytest.xfail("they say `steps.py`, which is decoding/unmask.py now")
     names = set(named(docstrings(path)))
     assert not [name for name in sorted(names) if not is_there(name, path.parent)]
 

@@ -1,10 +1,6 @@
-"""Generation block after block, every row at its own pace.
+"""Block after block with an exact cache: models of blocks, and of one token after another.
 
-Rows of a batch are at different blocks, at different steps, and end at different times; what a
-row gets does not depend on its neighbours. One pass of the network serves all: rows whose block is
-noisy are denoised, rows whose block has just been finished have it read.
-
-Shapes: B rows of the page and W columns; R rows that are still written; S positions of a block.
+Rows of a batch go at their own pace: `own_pace`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +12,6 @@ from sfumato.decoding.decoder import (
     EXACT,
     GAPS,
     ONE_WAY,
-    OPTIONAL,
     SOURCE,
     Decoder,
     Writer,
@@ -53,7 +48,7 @@ class Blocks(Decoder):
         GAPS: "this model writes blocks of {size} tokens and cannot see what follows one; "
         "infilling needs a model of full attention, such as stories-infill",
     }
-    takes = frozenset(OPTIONAL) - set(refuses)
+    takes = frozenset({"torch_compile", "grammar", "lookahead"})
 
     reader: BlockReader
 
@@ -128,7 +123,7 @@ class OneByOne(Blocks):
         GAPS: "this model writes from left to right and cannot see what follows a gap; "
         "infilling needs a diffusion model",
     }
-    takes = frozenset(OPTIONAL) - set(refuses)
+    takes = frozenset({"torch_compile", "grammar", "lookahead", "guidance", SOURCE})
 
     @classmethod
     def suits(cls, writer: Writer, options: GenerationOptions) -> bool:

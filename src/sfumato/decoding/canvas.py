@@ -1,9 +1,4 @@
-"""The whole canvas, for networks that see it all; and the loops: repeat a step, slice, stop.
-
-`denoise` goes through the times of one canvas; `generate` does so block by block. Both yield the
-page after every step, and the last page is the result: a terminal animation, a web page, a trace
-and a test all read the same stream.
-"""
+"""The whole canvas, for networks that see it all; in blocks, if a user wants them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from sfumato.data.tokenizer import SpecialIds
-from sfumato.decoding.decoder import OPTIONAL, Decoder, Writer, ending
+from sfumato.decoding.decoder import GAPS, SOURCE, Decoder, Writer, ending
 from sfumato.decoding.loops import generate
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.request import Request
@@ -34,10 +29,9 @@ class WholeCanvas(Decoder):
     """For models of full attention: all at once, or block after block with what is around it."""
 
     refuses = {  # noqa: RUF012 (a class variable of the base)
-        "grow": "grow is for a decoder of its own",
         "torch_compile": NO_COMPILE,
     }
-    takes = frozenset(OPTIONAL) - set(refuses)
+    takes = frozenset({"approx_cache", "grammar", "guidance", "lookahead", SOURCE, GAPS})
 
     denoiser: Denoiser
     block: int | None = None

@@ -8,10 +8,10 @@ more room. So the guarantee holds for any rule, any model and any number of posi
 The law of a step is that of positions that are independent, each by the model's law at it, given
 the grammar, and given that all behind an end is padding. It is not the model's joint law given the
 grammar, however few positions a step decides: what the tokens to come would think of one is not
-known when it is drawn. Grammars of few texts are drawn exactly (`finite`).
+known when it is drawn. Grammars of few texts are drawn exactly (`few_texts`).
 
 What is beyond the block counts by the mass of what can complete a text there, were it like the
-block (`lattice.worth`): so that ending and going on are weighed against each other.
+block (`grammar.chains.worth`): so that ending and going on are weighed against each other.
 """
 
 from collections.abc import Sequence

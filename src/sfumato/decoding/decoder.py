@@ -69,8 +69,8 @@ class Writer:
 class Decoder(ABC):
     """A way of writing, made for one request; what does not change from page to page."""
 
-    takes: ClassVar[frozenset[str]]  # of `OPTIONAL`
-    refuses: ClassVar[Mapping[str, str]]  # the others, and why
+    takes: ClassVar[frozenset[str]]  # of `OPTIONAL`; all others are refused
+    refuses: ClassVar[Mapping[str, str]] = {}  # ... and why, where there is more to say
 
     ends: Sequence[int] = ()  # a text is over where it has written one of these
     filler: int = 0  # what follows it
@@ -116,7 +116,8 @@ class Decoder(ABC):
     def refuse(cls, writer: Writer, asked: str) -> None:
         """Raise if this way cannot have what is `asked`."""
         if asked not in cls.takes:
-            raise ConfigError(cls.refuses[asked].format(size=writer.block_size))
+            reason = cls.refuses.get(asked, f"this model does not write with {asked}; leave it out")
+            raise ConfigError(reason.format(size=writer.block_size))
 
 
 def ending(writer: Writer) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato.decoding.canvas import NO_COMPILE, reading
-from sfumato.decoding.decoder import GAPS, OPTIONAL, Decoder, Writer, check_prefix, ending
+from sfumato.decoding.decoder import GAPS, SOURCE, Decoder, Writer, check_prefix, ending
 from sfumato.decoding.filters import divided
 from sfumato.decoding.logits import confidences
 from sfumato.decoding.options import GenerationOptions, Growth
@@ -49,7 +49,7 @@ class Growing(Decoder):
         "torch_compile": NO_COMPILE,
         GAPS: "infilling has no grow: use gap_length, tokens for each gap",
     }
-    takes = frozenset(OPTIONAL) - set(refuses)
+    takes = frozenset({"grow", SOURCE})
 
     denoiser: Full
     growth: Growth

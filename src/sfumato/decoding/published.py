@@ -4,7 +4,7 @@ For comparisons with their papers; docs/conventions.md says what differs and why
 decoding in one block they go the authors' way, step for step, until the schedule's last step: there
 all that is left is decided, where their loops go on or leave masks behind.
 
-The same conventions as `steps.py`.
+The same conventions as `decoding/unmask.py`.
 """
 
 from dataclasses import dataclass, replace

@@ -1,6 +1,6 @@
 """Rules that take decisions back: a revised position becomes noisy again and is decided anew.
 
-The same conventions as `steps.py`.
+The same conventions as `decoding/unmask.py`.
 """
 
 from dataclasses import dataclass, field, replace

@@ -11,7 +11,7 @@ from sfumato.models.encoder_decoder import (
 )
 from sfumato.models.transformer import DiffusionTransformer
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[type[TransformerConfig], type[DiffusionTransformer]]] = {
     "sfumato": (TransformerConfig, DiffusionTransformer),
     "sfumato_encoder_decoder": (EncoderDecoderConfig, EncoderDecoder),
 }

@@ -231,21 +231,22 @@ class Network:
         self.compiled: Packed | None = None
 
     def check(self, precision: str, torch_compile: bool = False) -> None:
-        """Raise for what a model with an encoder, which is not packed, cannot do."""
+        """Raise for what a network that is not packed cannot do."""
         if type(self.model) is DiffusionTransformer:
             return
+        kind = "model with an encoder" if self.model.reads_source else type(self.model).__name__
         if torch_compile:
-            raise ConfigError("a model with an encoder is not compiled; leave out torch_compile")
+            raise ConfigError(f"a {kind} is not compiled; leave out torch_compile")
         if precision == "auto":
             return
         if find_dtype(precision, self.model.device) != self.model.dtype:
             raise ConfigError(
-                "a model with an encoder computes in the type of its weights; leave out precision, "
-                "or load it with another dtype"
+                f"a {kind} computes in the type of its weights; leave out precision, or load it "
+                "with another dtype"
             )
 
     def compute(self, precision: str = "auto", torch_compile: bool = False) -> Any:
-        """In this precision; a model with an encoder is taken as it is.
+        """In this precision; a network that is no plain `DiffusionTransformer` is taken as it is.
 
         `torch_compile` is for one text at a time.
         """

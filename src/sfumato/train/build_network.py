@@ -8,8 +8,9 @@ import torch
 from sfumato.data.pairs import PreparedPairs
 from sfumato.data.prepared import Prepared
 from sfumato.data.tokenizer import SpecialIds
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, near
 from sfumato.lm.folders import load_folder
+from sfumato.models import FAMILIES
 from sfumato.models.attention import attend_from
 from sfumato.models.config import SHAPE, TransformerConfig
 from sfumato.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -80,7 +81,8 @@ def build_model(
     options = run.model
     check_rule(run.corruption.schedule, SCHEDULES, "corruption.schedule")
     objective, corruption = _reading(run)
-    config = TransformerConfig.of_size(
+    config_class, network = _family(options.family)
+    config = config_class.of_size(
         options.size,
         **_own_shape(options),
         vocab_size=vocab_size,
@@ -91,7 +93,7 @@ def build_model(
         block_size=options.block_size,
         objective=objective,
         corruption=corruption,
-        architectures=[DiffusionTransformer.__name__],
+        architectures=[network.__name__],
         mask_token_id=special.mask,
         pad_token_id=special.pad,
         bos_token_id=special.bos,
@@ -100,7 +102,15 @@ def build_model(
     _check_memory(config)
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        return DiffusionTransformer(config)
+        return network(config)
+
+
+def _family(name: str) -> tuple[type[TransformerConfig], type[DiffusionTransformer]]:
+    """The classes of a kind of network."""
+    known = {key: kinds for key, kinds in FAMILIES.items() if not kinds[1].reads_source}
+    if name not in known:
+        raise ConfigError(f"unknown model.family '{name}'{near(name, known)}")
+    return known[name]
 
 
 def _check_memory(config: TransformerConfig) -> None:
@@ -161,6 +171,8 @@ def add_encoder(
     options, config, start = run.model.encoder, decoder.config, None
     assert options is not None, "asked for"
     assert isinstance(config, TransformerConfig), "the network's own"
+    if type(decoder) is not DiffusionTransformer and not decoder.reads_source:
+        raise ConfigError("model.encoder is for model.family=sfumato; leave one of them out")
     if decoder.reads_source:
         raise ConfigError(f"{run.model.init_from} has an encoder; leave out model.encoder")
     longest = None if pairs is None else pairs.longest_source

@@ -120,6 +120,8 @@ class EncoderOptions(Section):
 class ModelOptions(Section):
     """The network: a size by name, and what differs from it."""
 
+    family: str = "sfumato"
+    """The kind of network, of those in sfumato.models.FAMILIES."""
     size: str = "small"
     """tiny, small, medium, large, xlarge or xxlarge."""
     hidden_size: Width | None = None
