@@ -30,6 +30,7 @@ from sfumato.grammar.json_layout import (
     sequence_of,
 )
 from sfumato.grammar.json_numbers import SCALE, between, multiples, scaled
+from sfumato.grammar.json_placed import All, Placed, both, bounds, either, fields_of, flag
 from sfumato.grammar.json_text import words, written
 from sfumato.grammar.patterns import ECMA, read_pattern, search
 from sfumato.grammar.products import complement, intersection, texts_of
@@ -38,25 +39,40 @@ from sfumato.storage.files import Remedy
 from sfumato.storage.structured import parse_json
 
 DEPTH = 3  # unfoldings of one reference within itself
+
+
 DEEPEST = 32  # schemas within schemas
+
+
 MOST_SCHEMAS = 20_000  # that are looked at, with every unfolding
+
+
 MOST_UNIQUE = 10  # different items of an array whose items are unique
 
+
 CLOCK = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(Z|[+-](0\d|1[0-4]):[0-5]\d)"
+
+
 DATE = (
     r"[1-9]\d{3}-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])"
     r"|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
 )
+
+
 FORMATS = {
     "date": DATE,
     "time": CLOCK,
     "date-time": f"{DATE}T{CLOCK}",
     "uuid": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
 }
+
+
 SAYS_NOTHING = frozenset(
     {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
     | {"$schema", "$id", "$comment", "$defs", "definitions", "discriminator"}
 )
+
+
 OWN = {  # the keywords of each type that are honoured
     "string": {"minLength", "maxLength", "pattern", "format"},
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
@@ -66,8 +82,14 @@ OWN = {  # the keywords of each type that are honoured
     "array": {"items", "minItems", "maxItems", "uniqueItems"},
     "object": {"properties", "required", "additionalProperties"},
 }
+
+
 JOINED = {"$ref", "allOf", "anyOf", "oneOf", "not", "enum", "const", "type"}
+
+
 HONOURED = frozenset(JOINED.union(*OWN.values()))
+
+
 SCALARS = ("string", "number", "boolean", "null")
 
 
@@ -76,7 +98,7 @@ def schema_automaton(schema: Mapping[str, Any] | bool | str, budget: Budget = BU
     if isinstance(schema, str):
         schema = parse_json(schema, "the JSON schema", Remedy(ConfigError, "mend it"))
     compiler = _Compiler(schema, budget)
-    found = compiler.value((_Placed(schema, "#"),))
+    found = compiler.value((Placed(schema, "#"),))
     made = None if found is None else automaton(found, compiler.what, budget)
     if made is None or made.empty:
         raise ConfigError(
@@ -84,44 +106,6 @@ def schema_automaton(schema: Mapping[str, Any] | bool | str, budget: Budget = BU
             f"optional: references unfold {DEPTH} times"
         )
     return made
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A schema and where it stands."""
-
-    schema: Any
-    place: str
-    unfolded: tuple[str, ...] = ()
-
-    def at(self, *names: str | int) -> "_Placed":
-        schema = self.schema
-        for name in names:
-            schema = schema[name]
-        return replace(self, schema=schema, place="/".join((self.place, *map(str, names))))
-
-    def refuse(self, reason: str) -> ConfigError:
-        return ConfigError(f"JSON schema at {self.place}: {reason}")
-
-    def without(self, *names: str) -> "_Placed":
-        return replace(self, schema={k: v for k, v in self.schema.items() if k not in names})
-
-    def listed(self, name: str) -> list["_Placed"]:
-        branches = self.schema[name]
-        if not isinstance(branches, list) or not branches:
-            raise self.refuse(f"{name} must be a list of schemas")
-        return [self.at(name, number) for number in range(len(branches))]
-
-    def count(self, name: str) -> int | None:
-        number = self.schema.get(name)
-        if number is None:
-            return None
-        if not PYTHON["integer"](number) or number < 0:
-            raise self.refuse(f"{name} must be a whole number from 0, got {number!r}")
-        return int(number)
-
-
-All = tuple[_Placed, ...]  # schemas that hold together
 
 
 @dataclass
@@ -164,7 +148,7 @@ class _Compiler:
 
     def flat(self, every: All) -> All | None:
         """Without references and allOf; None where one of them is false."""
-        found: list[_Placed] = []
+        found: list[Placed] = []
         pending = list(every)
         while pending:
             one = pending.pop(0)
@@ -198,7 +182,7 @@ class _Compiler:
                 raise one.refuse("it refers to itself without end")
         return tuple(found)
 
-    def target(self, one: _Placed) -> _Placed | None:
+    def target(self, one: Placed) -> Placed | None:
         """What a reference refers to; None where it has been unfolded often enough."""
         name = one.schema["$ref"]
         if not isinstance(name, str) or not name.startswith("#"):
@@ -219,22 +203,22 @@ class _Compiler:
                 target = target[part]
             else:
                 raise one.refuse(f"$ref {name!r} leads nowhere; there is no {part!r}")
-        return _Placed(target, name, (*one.unfolded, name))
+        return Placed(target, name, (*one.unfolded, name))
 
     # --- schemas of schemas ---
 
-    def any_of(self, rest: All, one: _Placed) -> Expression | None:
-        return _either([self.inner((*rest, branch)) for branch in one.listed("anyOf")])
+    def any_of(self, rest: All, one: Placed) -> Expression | None:
+        return either([self.inner((*rest, branch)) for branch in one.listed("anyOf")])
 
-    def one_of(self, rest: All, one: _Placed) -> Expression | None:
+    def one_of(self, rest: All, one: Placed) -> Expression | None:
         branches, parts = one.listed("oneOf"), []
         for number, branch in enumerate(branches):
             own = self.inner((*rest, branch))
             others = branches[:number] + branches[number + 1 :]
             parts.append(self.but(own, [(*rest, branch, other) for other in others]))
-        return _either(parts)
+        return either(parts)
 
-    def no(self, rest: All, one: _Placed) -> Expression | None:
+    def no(self, rest: All, one: Placed) -> Expression | None:
         return self.but(self.inner(rest), [(*rest, one.at("not"))])
 
     def but(self, own: Expression | None, excluded: Sequence[All]) -> Expression | None:
@@ -249,7 +233,7 @@ class _Compiler:
         away = complement(automaton(Alt(tuple(taken)), self.what, self.budget))
         return intersection(whole, away, self.what, self.budget)
 
-    def listed(self, rest: All, one: _Placed) -> Expression | None:
+    def listed(self, rest: All, one: Placed) -> Expression | None:
         """Those values of `enum` and `const` that are valid under the rest."""
         values = one.schema.get("enum", [one.schema.get("const")])
         if not isinstance(values, list) or not values:
@@ -302,7 +286,7 @@ class _Compiler:
                 raise one.refuse(f"unknown type {own!r}; known: {', '.join(OWN)}")
             if not own or not set(own) <= set(OWN):
                 raise one.refuse(f"unknown type {own!r}; known: {', '.join(OWN)}")
-            found = own if found is None else _both(found, own)
+            found = own if found is None else both(found, own)
         return found
 
     def typed(self, every: All) -> Expression | None:
@@ -324,10 +308,10 @@ class _Compiler:
             "array": self.array,
             "object": self.object,
         }
-        return _either([makers[kind](every) for kind in kinds])
+        return either([makers[kind](every) for kind in kinds])
 
     def string(self, every: All) -> Expression | None:
-        low, high = _bounds(every, "minLength", "maxLength")
+        low, high = bounds(every, "minLength", "maxLength")
         parts: list[Expression] = []
         for one in every:
             if "pattern" in one.schema:
@@ -389,21 +373,21 @@ class _Compiler:
         return found
 
     def array(self, every: All) -> Expression | None:
-        low, high = _bounds(every, "minItems", "maxItems")
+        low, high = bounds(every, "minItems", "maxItems")
         if high is not None and low > high:
             return None
         items = tuple(one.at("items") for one in every if "items" in one.schema)
         item = None
         if high != 0:
-            item = self.inner(items or (_Placed({}, f"{every[0].place}/items"),))
-        if any(_flag(one, "uniqueItems") for one in every) and item is not None:
+            item = self.inner(items or (Placed({}, f"{every[0].place}/items"),))
+        if any(flag(one, "uniqueItems") for one in every) and item is not None:
             return self.unique(every[0], item, low, high)
         if item is None:
             return Text("[]") if low == 0 else None
         return sequence_of(item, low, high)
 
     def unique(
-        self, one: _Placed, item: Expression, low: int, high: int | None
+        self, one: Placed, item: Expression, low: int, high: int | None
     ) -> Expression | None:
         """Arrays of different items, of a few."""
         found = texts_of(automaton(item, self.what, self.budget), MOST_UNIQUE)
@@ -445,50 +429,10 @@ class _Compiler:
         names |= dict.fromkeys(required)
         made: list[tuple[Expression, bool]] = []
         for name in names:
-            value = self.inner(_fields(every, name))
+            value = self.inner(fields_of(every, name))
             if value is not None:
                 key = Text(json.dumps(name, ensure_ascii=False) + ":")
                 made.append((Cat((key, SPACE, value)), name in required))
             elif name in required:
                 return None
         return Cat((Text("{"), sequence(made, self.what, self.budget), Text("}")))
-
-
-def _fields(every: All, name: str) -> All:
-    """The schemas that the value of a property is under."""
-    found = []
-    for one in every:
-        if name in one.schema.get("properties", {}):
-            found.append(one.at("properties", name))
-        elif "additionalProperties" in one.schema:
-            found.append(one.at("additionalProperties"))
-    return tuple(found) or (_Placed({}, f"{every[0].place}/properties/{name}"),)
-
-
-def _flag(one: _Placed, name: str) -> bool:
-    value = one.schema.get(name, False)
-    if not isinstance(value, bool):
-        raise one.refuse(f"{name} must be true or false, got {value!r}")
-    return value
-
-
-def _bounds(every: All, least: str, most: str) -> tuple[int, int | None]:
-    """The narrowest of all bounds."""
-    lows = [one.count(least) for one in every]
-    highs = [one.count(most) for one in every]
-    kept = [high for high in highs if high is not None]
-    return max((low or 0 for low in lows), default=0), min(kept, default=None)
-
-
-def _both(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """The types that two lists have in common."""
-    found = [kind for kind in one if kind in other]
-    crossed = "number" in {*one} & {*other} or not {"integer", "number"} <= {*one, *other}
-    return found if crossed or "integer" in found else [*found, "integer"]
-
-
-def _either(parts: Sequence[Expression | None]) -> Expression | None:
-    found = [part for part in parts if part is not None]
-    if len(found) < 2:
-        return found[0] if found else None
-    return Alt(tuple(found))

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +22,12 @@ from sfumato.decoding.options import GenerationOptions
 from sfumato.denoisers.full import Full
 from sfumato.devices import find_dtype
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.estimates import Estimate, ratio
+from sfumato.estimates import Estimate
 from sfumato.lm.folders import write_model
 from sfumato.lm.generation_config import write_generation_config
 from sfumato.lm.model import DiffusionLM
 from sfumato.rng import Rng
-from sfumato.storage.files import foreign, read_tensors, read_text
+from sfumato.storage.files import foreign, read_tensors
 from sfumato.storage.publish import published, sweep_parts
 from sfumato.storage.replace import write_text, writing
 from sfumato.storage.structured import check_shape
@@ -48,18 +47,18 @@ from sfumato.train.events import (
     Started,
     Stepped,
 )
-from sfumato.train.feed import MicroBatches, Order, as_batch
-from sfumato.train.log import Metrics, Window, read_records
+from sfumato.train.feed import MicroBatches, Order
+from sfumato.train.held_out import held_out_bound
+from sfumato.train.log import Metrics, Window
 from sfumato.train.optim import Average, build_optimizers
 from sfumato.train.resume import check_resumable
-from sfumato.train.run_file import dump_run
+from sfumato.train.run_folder import RunFolder
 from sfumato.train.search import INTERVALS, Interval, least, loss_variances
 from sfumato.train.state import State
-from sfumato.train.step import Scored, Stepper, to_device
+from sfumato.train.step import Scored, Stepper
 from sfumato.train.world import World, release
 from sfumato.types import Batch, Objective
 
-EVALUATION_SEED = 0  # the same noise for every run, so that their bounds compare
 SEARCHES = 3  # what objectives do not fold the run's seed with
 
 
@@ -110,6 +109,7 @@ class Trainer:
             self.scored, self._objective(), self.state, run.train, run.seed, self.dtype, world
         )
         self.checkpoints = Checkpoints(run.output / "checkpoints", run.train.save_total_limit)
+        self.folder = RunFolder(run)
         self.progress = Progress()
         self.note = ""  # what is to be known of how it goes on
         self.metrics: Metrics | None = None
@@ -161,7 +161,7 @@ class Trainer:
             self.checkpoints.sweep()
             sweep_parts(folder)
         goes_on = self._resume()
-        if not (goes_on or run.overwrite) and self._holds_model() and not self._is_own():
+        if not (goes_on or run.overwrite) and self.folder.holds_model and not self.folder.is_own:
             raise CheckpointError(
                 f"{folder} already holds a model, and no checkpoint to go on from; "
                 "choose another output, or overwrite=true"
@@ -176,29 +176,9 @@ class Trainer:
                 self.checkpoints.clear()  # those of another run
             self.checkpoints.prune()  # a kill may have come before it
             with writing(folder):
-                write_text(folder / "run.yaml", self._written())
+                write_text(folder / "run.yaml", self.folder.written)
                 if not self.progress.finished:
                     self.metrics = Metrics(run, self.progress.step)
-
-    def _written(self) -> str:
-        """The run as its folder keeps it: whoever gives it again wants it to go on."""
-        return dump_run(self.run.model_copy(update={"overwrite": False}))
-
-    def _holds_model(self) -> bool:
-        return (self.run.output / "model.safetensors").exists()
-
-    def _is_written(self) -> bool:
-        """Whether it is this run that the folder keeps."""
-        try:
-            return read_text(self.run.output / "run.yaml", DAMAGED) == self._written()
-        except CheckpointError:
-            return False
-
-    def _is_own(self) -> bool:
-        """Whether the folder's model is of this run, ended before its first checkpoint."""
-        records = read_records(self.run.output / "metrics.jsonl")
-        finished = records[-1:] == [] or records[-1]["step"] >= self.run.train.max_steps
-        return self._is_written() and not finished
 
     def _resume(self) -> bool:
         """Go on from the newest checkpoint; False if there is none, or `overwrite` puts it aside.
@@ -215,7 +195,7 @@ class Trainer:
             check_shape(state, SHAPE, place / STATE, DAMAGED)
             check_finite([*weights.items(), *training.items()], place)
         except CheckpointError:
-            if self.run.overwrite and not self._is_written():
+            if self.run.overwrite and not self.folder.is_written:
                 return False
             raise
         try:
@@ -347,38 +327,16 @@ class Trainer:
         )
         return Searched(step, (low, high), deviation, whole)
 
-    @torch.no_grad()
     def _evaluate(self, rows: Rows | PairRows) -> Evaluated:
         """The bound on the first held-out rows, the same noise every time."""
-        options, world = self.run.evaluate, self.world
-        number = min(options.rows, len(rows))
+        number = min(self.run.evaluate.rows, len(rows))
         measure = build_measure(self.run, self.corruption, number, self.model.config.block_size)
-        rng = Rng.from_seed(EVALUATION_SEED, device=world.device)
-        opening = torch.from_numpy(rows.documents(np.arange(number))).to(world.device)
-        # a part is one text in one row, number row + text: both rise from part to part
-        parts = number + int(opening[-1]) + self.run.data.length + 1
-        sums = torch.zeros((parts, 4), dtype=torch.float64, device=world.device)
-        owners = torch.zeros((parts, 2), dtype=torch.float64, device=world.device)
         self.scored.eval()
-        enabled = self.dtype != torch.float32
-        with self._averaged(), torch.autocast(world.device.type, self.dtype, enabled=enabled):
-            # every process takes as many turns, as sharded weights need; the last row fills them
-            for start in range(0, number, options.batch_size * world.size):
-                first = start + world.rank * options.batch_size
-                slots = np.arange(first, first + options.batch_size)
-                slots = slots[slots < number] if first < number else np.array([number - 1])
-                batch = to_device(as_batch(rows.batch(slots), slots), world.device)
-                loss = self.scored(measure, batch, rng)
-                if first < number:
-                    row = batch.slots[:, None].expand(batch.segments.shape)
-                    text = opening[batch.slots][:, None] + batch.segments
-                    each = torch.stack((loss.nll, batch.trainable), -1).double()
-                    sums[:, :2].index_add_(0, (row + text).flatten(), each.flatten(0, 1))
-                    owners[row + text] = torch.stack((text, row), -1).double()
-                    sums[first, 2:] = torch.stack((loss.correct, loss.corrupted)).double()
-        sums, owners = world.sum(sums).cpu(), world.sum(owners).cpu().long()
-        bound = ratio(sums[:, 0], sums[:, 1], *owners.unbind(1))
-        return self._judge(bound, sums[:, 2:].sum(0).tolist())
+        with self._averaged():
+            bound, scored = held_out_bound(
+                self.scored, measure, rows, self.run, self.world, self.dtype
+            )
+        return self._judge(bound, scored)
 
     def _judge(self, bound: Estimate, scored: list[float]) -> Evaluated:
         """Log an evaluation, and keep the model if it is the best so far."""
