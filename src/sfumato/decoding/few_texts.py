@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfumato.data.tokenizer import SpecialIds
 from sfumato.decoding.constrained import Constrained, Span
-from sfumato.decoding.filters import Allowed, Only, divided
+from sfumato.decoding.filters import Allowed, Only
 from sfumato.decoding.logits import draw_tokens
 from sfumato.decoding.request import Request
 from sfumato.decoding.step import Around, Prediction
@@ -140,8 +140,7 @@ def draw_texts(
     width, device = request.canvas.tokens.shape[1], request.canvas.tokens.device
     candidates = [finite.candidates(row) for row in range(len(request.rows))]
     known: dict[tuple[object, ...], Tensor] = {}
-    tokens, asked = [], []
-    u = request.rng.fold(_TEXT).uniform(1)
+    scored: list[tuple[Tensor, Tensor, Tensor]] = []  # of each row: texts, their own tokens, nats
     for row, found in enumerate(candidates):
         if any(each is None for each in candidates) or found is None:
             return request
@@ -150,7 +149,10 @@ def draw_texts(
         key = _key(request, row, laid)
         if key not in known:
             known[key] = score(request, row, laid, own, finite.order, run, cut=cut)
-        nats, temperature = known[key], request.options.temperature
+        scored.append((laid, own, known[key]))
+    u, temperature = request.rng.fold(_TEXT).uniform(1), request.options.temperature
+    tokens, asked = [], []
+    for row, (laid, own, nats) in enumerate(scored):
         if temperature == 0:
             best = int(nats.argmax())
         else:
@@ -168,7 +170,7 @@ def draw_texts(
     if steps is not None and steps > int(noisy.sum(1).max()):
         steps = None  # not more than there are tokens
     options = replace(request.options, num_steps=steps, particles=1)
-    filters = (*divided(request.filters)[0], Only(written))
+    filters = (*request.plain, Only(written))
     return replace(request, options=options, canvas=canvas, step=rule, filters=filters)
 
 
@@ -229,7 +231,7 @@ def _score(
         rng=request.rng.select(rows),
         step=Scored(order, laid.to(device), nats),
         # that a text begins with a space is the same condition for all
-        filters=tuple(f for f in divided(request.filters)[0] if not isinstance(f, Allowed)),
+        filters=tuple(f for f in request.plain if not isinstance(f, Allowed)),
         left=picked(request.left),
         hidden=picked(request.hidden),
         source=picked(request.source),

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from sfumato.decoding.constrained import Constrained
-from sfumato.decoding.filters import Allowed, Temperature, divided
+from sfumato.decoding.filters import Allowed, Temperature
 from sfumato.decoding.grammar_draw import Draw, Drawn
 from sfumato.decoding.request import Request, check_size
 from sfumato.decoding.rules import rule_name
@@ -114,8 +114,8 @@ def multiplied(request: Request, count: int, copies: bool) -> tuple[Request, Ten
     ]
     nats = torch.zeros(len(rows), 2, dtype=torch.float64)
     rule = Weighted(replace(request.step, spans=tuple(spans)), count, copies, nats)
-    plain, sharpening = divided(request.filters)  # of which heat alone has a law to weigh by
-    kept = (*plain, *(change for change in sharpening if isinstance(change, Temperature)))
+    heat = (change for change in request.sharpening if isinstance(change, Temperature))
+    kept = (*request.plain, *heat)  # heat alone has a law to weigh by
     made = replace(
         request,
         rows=tuple(request.rows[row] for row in rows.tolist()),

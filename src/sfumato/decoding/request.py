@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sfumato.decoding.filters import divided
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.step import Step
 from sfumato.errors import ConfigError
@@ -28,6 +29,16 @@ class Request:
     hidden: Tensor | None = None  # [B, P] bool, their padding
     led: frozenset[tuple[int, int]] = frozenset()  # row, position: its space is the given text's
     source: Tensor | None = None  # [B, S] what is written from, `ABSENT` in padding
+
+    @property
+    def plain(self) -> tuple[Filter, ...]:
+        """The filters that do not sharpen: they are part of what the model believes."""
+        return tuple(divided(self.filters)[0])
+
+    @property
+    def sharpening(self) -> tuple[Filter, ...]:
+        """The others."""
+        return tuple(divided(self.filters)[1])
 
 
 def check_size(rows: int, positions: int, num_steps: int | None) -> None:
