@@ -8,14 +8,12 @@ Shapes: B rows, L positions, D width, H heads, E head width, V vocabulary, P cac
 N positions at which an output is wanted.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput
 
 from sfumato.errors import ConfigError
 from sfumato.models.attention import (
@@ -32,22 +30,12 @@ from sfumato.models.dropout import position_keys
 from sfumato.models.encoded_source import Source
 from sfumato.models.kv_cache import KeyValues, Past
 from sfumato.models.layers import Block, RMSNorm, rotary
+from sfumato.models.output import DiffusionOutput
 from sfumato.models.output_loss import compute_dtype, score_hidden, score_integrand
 from sfumato.models.shared_rows import SharedRows
 from sfumato.models.time_embedding import TimeEmbedding, ZeroLinear
 from sfumato.rng import Rng
 from sfumato.types import Integrand
-
-
-@dataclass
-class DiffusionOutput(ModelOutput):
-    """What `forward` returns; `logits` is [B, L, V], or [N, V] when `where` is given."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    nll: Tensor | None = None  # [N], with labels
-    correct: Tensor | None = None  # [N] bool, with labels
-    key_values: KeyValues | None = None
 
 
 class Start(NamedTuple):

@@ -1,4 +1,5 @@
-"""Contracts: what every schedule, corruption, step rule, denoiser, filter, objective must keep.
+"""Contracts: what every schedule, corruption, step rule, network, denoiser, filter and
+objective must keep.
 
 Write your own, then let the check tell you what is wrong with it:
 
@@ -12,6 +13,7 @@ classes are held to the same checks. Each takes a fraction of a second on one co
 from sfumato.testing.corruptions import check_corruption
 from sfumato.testing.denoisers import check_denoiser
 from sfumato.testing.filters import check_filter
+from sfumato.testing.networks import check_network
 from sfumato.testing.objectives import check_objective
 from sfumato.testing.schedules import check_schedule
 from sfumato.testing.steps import check_step
@@ -20,6 +22,7 @@ __all__ = [
     "check_corruption",
     "check_denoiser",
     "check_filter",
+    "check_network",
     "check_objective",
     "check_schedule",
     "check_step",
