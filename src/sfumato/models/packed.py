@@ -218,7 +218,8 @@ class Packed:
     def _short(self, input_ids: Tensor, attend: Attend) -> bool:
         """Whether it is a pass of the kind that comes again and again: one text, a block or two."""
         size = attend.size if isinstance(attend, BlockCausal) else 1
-        return len(input_ids) == 1 and input_ids.shape[1] in (size, 2 * size)
+        lengths = (size,) if self.shift and size == 1 else (size, 2 * size)
+        return len(input_ids) == 1 and input_ids.shape[1] in lengths
 
 
 class Network:
