@@ -5,8 +5,6 @@ and generation_config.json. Nothing in it is run or unpickled; a schedule of one
 there, and imported from where the user has it.
 """
 
-import copy
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,6 +142,19 @@ def _load_model(folder: Path, name: str, dtype: "torch.dtype | str") -> Any:
 
     check_folder(folder, MODEL)
     config = read_config(folder)
+    if config.model_type not in FAMILIES:
+        from sfumato.models.hub_loading import load_hub
+
+        weight_files(folder)  # raises where there are none but pickled ones
+        with foreign(f"cannot load the model in {name}", MODEL):
+            model: Any = load_hub(folder, config, dtype)
+        if model.shift:
+            raise CheckpointError(
+                f"the model in {name} is a causal one, of which nobody has made a diffusion model; "
+                "expected a masked language model, or one that a run has trained"
+            )
+        check_finite(model.named_parameters(), folder)
+        return model
     check_weights(folder, config)
     family: Any = FAMILIES[config.model_type][1]
     with foreign(f"cannot load the model in {name}", MODEL):
@@ -161,9 +172,15 @@ def read_config(folder: Path) -> Any:
     keys = read_object(path, MODEL)
     kind = keys.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
+        from sfumato.models.hub_loading import KINDS, read_hub_config
+
+        if kind in KINDS:
+            with foreign(path, MODEL):
+                return read_hub_config(folder)
+        own_code = "; it brings its own code, which is never run" if "auto_map" in keys else ""
         raise CheckpointError(
-            f"{path} is that of a model of type {brief(kind)}; expected one of: "
-            f"{', '.join(FAMILIES)}"
+            f"{path} is that of a model of type {brief(kind)}{own_code}; expected one of: "
+            f"{', '.join(FAMILIES)}, or a type that transformers has code for"
         )
     family = FAMILIES[kind][0]
     own, encoder = dict(keys), None
@@ -177,20 +194,13 @@ def read_config(folder: Path) -> Any:
 
 
 def write_model(
-    folder: Path, config: Any, weights: "Mapping[str, torch.Tensor]", tokenizer: Any
+    folder: Path, model: Any, weights: "Mapping[str, torch.Tensor]", tokenizer: Any
 ) -> None:
     """A model's config and weights, which say whose tokenizer and which values are theirs."""
     from sfumato.data.tokenizer import vocabulary_digest
-    from sfumato.models import FAMILIES
-    from sfumato.storage.tensors import save_tensors
 
-    config = copy.deepcopy(config)
-    config.dtype = next(iter(weights.values())).dtype
-    config.architectures = [FAMILIES[config.model_type][1].__name__]
-    config.vocabulary_digest = vocabulary_digest(tokenizer)
-    save_tensors(weights, folder / WEIGHTS)
-    config.save_pretrained(folder)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors keeps its files to their owner
+    model.config.vocabulary_digest = vocabulary_digest(tokenizer)
+    model.write(folder, weights)
 
 
 def weight_files(folder: Path) -> list[Path]:

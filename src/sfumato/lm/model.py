@@ -134,7 +134,7 @@ class DiffusionLM:
         ids = {f"{role}_token_id": i for role, i in vars(self.special).items() if i is not None}
         with published(Path(folder).expanduser()) as new:
             weights = dict(self.model.named_parameters())
-            write_model(new, self.model.config, weights, self.tokenizer)
+            write_model(new, self.model, weights, self.tokenizer)
             write_tokenizer(self.tokenizer, new)
             write_generation_config(new, self.options, **ids)
 

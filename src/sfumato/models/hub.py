@@ -10,7 +10,9 @@ Shapes: B rows, L positions, D width, H heads, E head width, V vocabulary, N pos
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,7 +177,9 @@ class HubNetwork(nn.Module):
                 "load it as a causal or masked language model"
             )
         self.model = model
-        self.config = model.config
+        self.offset = _first_position(body)
+        self.config = copy.deepcopy(model.config)
+        self.config.max_position_embeddings = model.config.max_position_embeddings - self.offset
         for name, default in READING.items():
             if not hasattr(self.config, name):
                 setattr(self.config, name, copy.deepcopy(default))
@@ -188,7 +192,6 @@ class HubNetwork(nn.Module):
         head._modules = dict(model._modules)
         head._modules[model.base_model_prefix] = _Given()
         self.__dict__["_head"] = head  # no child: its weights are the model's
-        self.offset = _first_position(body)
         self.attend: Attend = attend_from(self.config.attention, self.config.block_size)
         self.checked = False
 
@@ -299,7 +302,8 @@ class HubNetwork(nn.Module):
 
     def _positions(self, input_ids: Tensor, segments: Tensor | None, past: Past | None) -> Tensor:
         batch, length = input_ids.shape
-        total, most = length if past is None else past.span(length), self.most_positions
+        total = length if past is None else past.span(length)
+        most = int(self.config.max_position_embeddings)
         if total > most:
             raise ConfigError(
                 f"{total} positions, but the model was built for max_position_embeddings {most}; "
@@ -311,10 +315,13 @@ class HubNetwork(nn.Module):
             return row_positions(batch, length, input_ids.device)
         return positions_from(segments)
 
-    @property
-    def most_positions(self) -> int:
-        """Positions that the model has, those left of the first aside."""
-        return int(self.config.max_position_embeddings) - self.offset
+    def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """The model as transformers has it, its config with our words beside its own."""
+        for name in READING:
+            setattr(self.model.config, name, getattr(self.config, name))
+        own = {name.removeprefix("model."): weight for name, weight in weights.items()}
+        complete = {**self.model.state_dict(), **own}
+        self.model.save_pretrained(folder, state_dict=complete)
 
 
 class CrossEntropy:

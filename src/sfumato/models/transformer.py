@@ -8,6 +8,10 @@ Shapes: B rows, L positions, D width, H heads, E head width, V vocabulary, P cac
 N positions at which an output is wanted.
 """
 
+import copy
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -35,6 +39,7 @@ from sfumato.models.output_loss import compute_dtype, score_hidden, score_integr
 from sfumato.models.shared_rows import SharedRows
 from sfumato.models.time_embedding import TimeEmbedding, ZeroLinear
 from sfumato.rng import Rng
+from sfumato.storage.tensors import save_tensors
 from sfumato.types import Integrand
 
 
@@ -260,6 +265,16 @@ class DiffusionTransformer(PreTrainedModel):
     def freeze_decoder(self) -> None:
         """Let only an encoder learn, where there is one; raises where there is none."""
         raise ConfigError("model.freeze_decoder needs an encoder that learns; add one")
+
+    def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Config and weights, these or those of another moment, as a plain Hugging Face folder."""
+        config = copy.deepcopy(self.config)
+        config.dtype = next(iter(weights.values())).dtype
+        config.architectures = [type(self).__name__]
+        place = folder / "model.safetensors"
+        save_tensors(weights, place)
+        config.save_pretrained(folder)
+        shutil.copymode(folder / "config.json", place)  # safetensors keeps its files to their owner
 
     def num_weights(self) -> int:
         """Trainable numbers, tied ones once."""

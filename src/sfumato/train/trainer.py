@@ -422,7 +422,7 @@ class Trainer:
 
     def _write_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """A plain Hugging Face model folder."""
-        write_model(folder, self.model.config, weights, self.tokenizer)
+        write_model(folder, self.model, weights, self.tokenizer)
         write_tokenizer(self.tokenizer, folder)
         ids = {f"{name}_token_id": value for name, value in asdict(self.special).items()}
         ids = {name: value for name, value in ids.items() if value is not None}
