@@ -86,6 +86,9 @@ class Prompts:
     def spaced(self) -> Tensor:
         """[V] bool: tokens that begin with a space where they follow a word."""
         word = self.encode(["a"])[0][:1]
+        if not self.reader.decode(word).strip():  # it knows no such letter: any token with text
+            every = ([token] for token in range(len(self.tokenizer)))
+            word = next((own for own in every if self.reader.decode(own).strip()), word)
         lead = self.reader.decode(word) + " "
         spaced = torch.zeros(self.vocab_size, dtype=torch.bool)
         for token in range(len(self.tokenizer)):
