@@ -127,7 +127,7 @@ def test_a_broken_config_is_refused(folder, text, message):
 
 def test_a_model_of_another_family_is_refused(folder):
     change_config(folder, model_type="bert")
-    refused(folder, "a model of type 'bert'; expected one of: sfumato")
+    refused(folder, "is a DiffusionTransformer of type bert; expected a masked")
 
 
 def test_pickled_weights_are_not_opened(folder):

@@ -116,7 +116,7 @@ def test_what_is_missing_is_named_with_the_nearest(folders, words, tmp_path):
     [
         ({"model_type": "no_such"}, "is that of a model of type 'no_such'; expected one of"),
         ({"model_type": "no_such", "auto_map": {}}, "it brings its own code, which is never run"),
-        ({"architectures": ["BertModel"]}, "a BertModel, which says nothing of tokens"),
+        ({"architectures": ["BertModel"]}, "is a BertModel of type bert; expected a masked"),
     ],
     ids=lambda each: str(each)[:30],
 )
@@ -133,3 +133,10 @@ def test_pickled_weights_are_refused(folders, tmp_path):
     (tmp_path / "it" / "model.safetensors").rename(tmp_path / "it" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickled weights"):
         DiffusionLM.from_pretrained(tmp_path / "it")
+
+
+def test_the_doctor_looks_at_it(folders, kind, run):
+    code, out, err = run("doctor", folders / kind)
+    assert code == 0, err
+    assert "3 layers of 32, full attention, masked" in out
+    assert "finite numbers, as transformers reads them" in out

@@ -138,27 +138,33 @@ def check_tokenizer(
 
 def _load_model(folder: Path, name: str, dtype: "torch.dtype | str") -> Any:
     from sfumato.models import FAMILIES
-    from sfumato.storage.tensors import check_finite
 
     check_folder(folder, MODEL)
     config = read_config(folder)
-    if config.model_type not in FAMILIES:
-        from sfumato.models.hub_loading import load_hub
+    if config.model_type in FAMILIES:
+        check_weights(folder, config)
+    with foreign(f"cannot load the model in {name}", MODEL):
+        return load_weights(folder, config, dtype)
 
-        weight_files(folder)  # raises where there are none but pickled ones
-        with foreign(f"cannot load the model in {name}", MODEL):
-            model: Any = load_hub(folder, config, dtype)
+
+def load_weights(folder: Path, config: Any, dtype: "torch.dtype | str" = "auto") -> Any:
+    """The network of a folder whose config has been read; raises for numbers that are none."""
+    from sfumato.models import FAMILIES
+    from sfumato.models.hub_loading import load_hub
+    from sfumato.storage.tensors import check_finite
+
+    weight_files(folder)  # raises where there are none but pickled ones
+    if config.model_type in FAMILIES:
+        family: Any = FAMILIES[config.model_type][1]
+        own = {"config": config, "dtype": dtype, "use_safetensors": True}
+        model = family.from_pretrained(folder, **own)
+    else:
+        model = load_hub(folder, config, dtype)
         if model.shift:
             raise CheckpointError(
-                f"the model in {name} is a causal one, of which nobody has made a diffusion model; "
-                "expected a masked language model, or one that a run has trained"
+                f"the model in {folder} is a causal one, of which nobody has made a diffusion "
+                "model; expected a masked language model, or one that a run has trained"
             )
-        check_finite(model.named_parameters(), folder)
-        return model
-    check_weights(folder, config)
-    family: Any = FAMILIES[config.model_type][1]
-    with foreign(f"cannot load the model in {name}", MODEL):
-        model = family.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True)
     check_finite(model.named_parameters(), folder)
     return model
 
@@ -174,7 +180,7 @@ def read_config(folder: Path) -> Any:
     if not isinstance(kind, str) or kind not in FAMILIES:
         from sfumato.models.hub_loading import KINDS, read_hub_config
 
-        if kind in KINDS:
+        if isinstance(kind, str) and kind in KINDS:
             with foreign(path, MODEL):
                 return read_hub_config(folder)
         own_code = "; it brings its own code, which is never run" if "auto_map" in keys else ""

@@ -180,9 +180,7 @@ class HubNetwork(nn.Module):
         self.offset = _first_position(body)
         self.config = copy.deepcopy(model.config)
         self.config.max_position_embeddings = model.config.max_position_embeddings - self.offset
-        for name, default in READING.items():
-            if not hasattr(self.config, name):
-                setattr(self.config, name, copy.deepcopy(default))
+        read_as(self.config, causal=False)
         model.set_attn_implementation(NAME)
         self.now = _Pass()
         for module in model.modules():
@@ -199,8 +197,7 @@ class HubNetwork(nn.Module):
     def of(cls, model: PreTrainedModel) -> "HubNetwork":
         """A model as transformers knows it: causal ones are of next tokens until they say else."""
         causal = "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
-        if causal and not hasattr(model.config, "objective"):
-            model.config.objective, model.config.attention = "next_token", "causal"
+        read_as(model.config, causal=causal)
         return cls(model)
 
     @property
@@ -349,6 +346,16 @@ class _Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.__dict__["network"].head(hidden)
+
+
+def read_as(config: Any, *, causal: bool) -> Any:
+    """The same config with what it lacks of `READING`; a causal model's is one of next tokens."""
+    if causal and not hasattr(config, "objective"):
+        config.objective, config.attention = "next_token", "causal"
+    for name, default in READING.items():
+        if not hasattr(config, name):
+            setattr(config, name, copy.deepcopy(default))
+    return config
 
 
 def _first_position(body: nn.Module) -> int:

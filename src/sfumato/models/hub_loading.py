@@ -13,14 +13,15 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from sfumato.errors import CheckpointError
-from sfumato.models.hub import HubNetwork
+from sfumato.models.hub import HubNetwork, read_as
 
 KINDS = frozenset(CONFIG_MAPPING_NAMES)  # types of models that transformers has code for
 
 
 def read_hub_config(folder: Path) -> Any:
     """The config of a folder, by transformers' own class; code in the folder is never run."""
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return read_as(config, causal=not is_masked(config, folder))
 
 
 def load_hub(folder: Path, config: Any, dtype: "torch.dtype | str") -> HubNetwork:
@@ -48,8 +49,8 @@ def is_masked(config: Any, folder: Path) -> bool:
             return name in masked
     if config.architectures:
         raise CheckpointError(
-            f"the model in {folder} is a {config.architectures[0]}, which says nothing of tokens; "
-            "expected a masked or a causal language model"
+            f"the model in {folder} is a {config.architectures[0]} of type {config.model_type}; "
+            "expected a masked or a causal language model of transformers"
         )
     kind = config.model_type
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
