@@ -15,7 +15,8 @@ from reference_json import valid
 from sfumato.errors import ConfigError
 from sfumato.grammar.dfa import BEGIN, NOWHERE, Dfa
 from sfumato.grammar.grammar import Grammar
-from sfumato.grammar.json_schema import HONOURED, SAYS_NOTHING, schema_automaton
+from sfumato.grammar.json_keywords import HONOURED, SAYS_NOTHING
+from sfumato.grammar.json_schema import schema_automaton
 
 PATTERNS = ("^a", "b$", "^[a-c]+$", r"^\d{2}", "a.b", r"\w\n", '"', "\u00e9", "^(x|yz)*$", r"^\W$")
 STRINGS = ("", "a", "b", "abc", "12a", "a\nb", "a\tb", 'say "a"', "x\n", "\u00e9", "\U0001f600",

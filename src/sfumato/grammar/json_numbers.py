@@ -1,4 +1,4 @@
-"""Numbers of JSON between bounds, and multiples of others, as automata."""
+"""Numbers of JSON under schemas: between bounds, and multiples of others."""
 
 from decimal import Decimal
 from functools import lru_cache
@@ -6,17 +6,50 @@ from math import gcd
 
 from sfumato.grammar.charset import charset
 from sfumato.grammar.dfa import BUDGET, Budget, Dfa
+from sfumato.grammar.json_keywords import OWN
+from sfumato.grammar.json_layout import is_number
+from sfumato.grammar.json_placed import WHAT, All
 from sfumato.grammar.json_text import DIGITS, PLACES, explored
 from sfumato.grammar.products import intersection
 from sfumato.grammar.regular import Alt, Cat, Expression, One, Repeat, Text, automaton
 
 SCALE = 10**PLACES
-
-
 DIGIT = One(charset((0x30, 0x39)))
-
-
 FRACTION = Cat((Text("."), Repeat(DIGIT, 1, PLACES)))
+
+
+def numbers(every: All, fraction: bool, whole: bool, budget: Budget) -> Expression:
+    """Within all bounds and multiples; with a fraction or not, and whole in value or any."""
+    low: int | None = None
+    high: int | None = None
+    steps = [SCALE] if whole and fraction else []
+    for one in every:
+        for name in sorted(OWN["number"] - {"multipleOf"}):
+            up = name.endswith("inimum")
+            if name not in one.schema:
+                continue
+            given = one.schema[name]
+            if not is_number(given):
+                raise one.refuse(f"{name} must be a number, got {given!r}")
+            edge = scaled(given, up)
+            if name.startswith("exclusive") and edge == Decimal(str(given)) * SCALE:
+                edge += 1 if up else -1
+            if up:
+                low = edge if low is None else max(low, edge)
+            else:
+                high = edge if high is None else min(high, edge)
+        if "multipleOf" in one.schema:
+            given = one.schema["multipleOf"]
+            if not is_number(given) or given <= 0:
+                raise one.refuse(f"multipleOf must be a number above 0, got {given!r}")
+            if scaled(given, True) != scaled(given, False):
+                raise one.refuse(f"multipleOf {given!r} has more than 8 decimal places")
+            steps.append(scaled(given, True))
+    found: Expression = between(low, high, fraction)
+    for step in steps:
+        other = multiples(step, f"{WHAT}: multipleOf", budget)
+        found = intersection(automaton(found), other, WHAT, budget)
+    return found
 
 
 @lru_cache(maxsize=64)

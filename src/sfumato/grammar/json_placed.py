@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sfumato.errors import ConfigError
-from sfumato.grammar.json_layout import (
-    PYTHON,
-)
+from sfumato.grammar.json_layout import PYTHON
 from sfumato.grammar.regular import Alt, Expression
+
+WHAT = "the JSON schema"  # as errors name it
 
 
 @dataclass(frozen=True)
