@@ -11,10 +11,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sfumato.errors import ConfigError
+from sfumato.grammar.character_classes import ECMA
 from sfumato.grammar.charset import ANY, charset, inverse
 from sfumato.grammar.dfa import NOWHERE, Budget
 from sfumato.grammar.grammar import Grammar
-from sfumato.grammar.patterns import ECMA, read_pattern, search
+from sfumato.grammar.patterns import read_pattern, search
 from sfumato.grammar.products import complement, contained, intersection, texts_of
 from sfumato.grammar.regular import Alt, Cat, One, Repeat, Text, automaton
 from sfumato.grammar.utf8 import byte_table

@@ -1,11 +1,12 @@
 """Strings of JSON under schemas: their lengths, patterns and formats."""
 
 from sfumato.errors import ConfigError
+from sfumato.grammar.character_classes import ECMA
 from sfumato.grammar.charset import ANY
 from sfumato.grammar.dfa import Budget
 from sfumato.grammar.json_placed import WHAT, All, bounds
 from sfumato.grammar.json_text import written
-from sfumato.grammar.patterns import ECMA, read_pattern, search
+from sfumato.grammar.patterns import read_pattern, search
 from sfumato.grammar.products import intersection
 from sfumato.grammar.regular import Cat, Expression, One, Repeat, Text, automaton
 
