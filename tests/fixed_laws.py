@@ -1,7 +1,10 @@
 """Laws of independent positions over five tokens, and grammars over these."""
 
+import itertools
+import re
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from sfumato.decoding.constrained import Span
@@ -51,3 +54,26 @@ def empty(rows: int, length: int) -> Canvas:
 
 def whole(rows: int, length: int) -> list[Span]:
     return [Span(row, 0, length) for row in range(rows)]
+
+
+PATTERNS = ("(ab)*a?", "(a|b)+é?b", "[^é]é|a{3,}", "a|ab|ba|é", "a*")
+
+
+def accepts(pattern: str, tokens, ends: bool) -> bool:
+    """By definition: spell the tokens before the first end, and let `re` say."""
+    tokens = list(tokens)
+    if END in tokens and not ends:
+        return False
+    cut = tokens.index(END) if END in tokens else len(tokens)
+    text = b"".join(WORDS[i] for i in tokens[:cut])
+    try:
+        matches = re.fullmatch(pattern, text.decode()) is not None
+    except UnicodeDecodeError:
+        return False
+    return matches and set(tokens[cut:]) <= {END}
+
+
+def valid(pattern: str, length: int, ends: bool) -> np.ndarray:
+    """All sequences that are texts, [number, length]."""
+    every = itertools.product(range(6), repeat=length)
+    return np.array([one for one in every if accepts(pattern, one, ends)]).reshape(-1, length)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from sfumato.data import PairRows, Pairs, PreparedPairs, Rows, Source, prepare, prepare_pairs
+from sfumato.data.journal import Progress
 from sfumato.data.rows import open_rows
 from sfumato.data.sentences import cut_first
-from sfumato.data.journal import Progress
 from sfumato.data.tokenizer import encode, special_ids
 from sfumato.errors import ConfigError, DataError
 from sfumato.types import ABSENT
