@@ -14,10 +14,11 @@ from sfumato.errors import ConfigError
 from sfumato.grammar.character_classes import ECMA
 from sfumato.grammar.charset import ANY, charset, inverse
 from sfumato.grammar.dfa import NOWHERE, Budget
+from sfumato.grammar.expressions import Alt, Cat, One, Repeat, Text
 from sfumato.grammar.grammar import Grammar
 from sfumato.grammar.patterns import read_pattern, search
 from sfumato.grammar.products import complement, contained, intersection, texts_of
-from sfumato.grammar.regular import Alt, Cat, One, Repeat, Text, automaton
+from sfumato.grammar.regular import automaton
 from sfumato.grammar.utf8 import byte_table
 
 LETTERS = "ab.x1 \n-]\u00e9"

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 
 from sfumato.grammar.dfa import Budget
+from sfumato.grammar.expressions import Cat, Expression, Text
 from sfumato.grammar.json_layout import SPACE, at_most_once, same, sequence, sequence_of
 from sfumato.grammar.json_placed import WHAT, All, Placed, bounds, fields_of, flag
 from sfumato.grammar.json_text import words
 from sfumato.grammar.products import intersection, texts_of
-from sfumato.grammar.regular import Cat, Expression, Text, automaton
+from sfumato.grammar.regular import automaton
 
 MOST_UNIQUE = 10  # different items of an array whose items are unique
 

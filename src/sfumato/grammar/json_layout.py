@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sfumato.grammar.dfa import Budget, Dfa
+from sfumato.grammar.expressions import Alt, Cat, Expression, Repeat, Text, optional
 from sfumato.grammar.products import after
-from sfumato.grammar.regular import Alt, Cat, Expression, Repeat, Text, automaton, optional
+from sfumato.grammar.regular import automaton
 
 SPACE = optional(Text(" "))  # where there may be some
 

@@ -6,12 +6,13 @@ from math import gcd
 
 from sfumato.grammar.charset import charset
 from sfumato.grammar.dfa import BUDGET, Budget, Dfa
+from sfumato.grammar.expressions import Alt, Cat, Expression, One, Repeat, Text
 from sfumato.grammar.json_keywords import OWN
 from sfumato.grammar.json_layout import is_number
 from sfumato.grammar.json_placed import WHAT, All
 from sfumato.grammar.json_text import DIGITS, PLACES, explored
 from sfumato.grammar.products import intersection
-from sfumato.grammar.regular import Alt, Cat, Expression, One, Repeat, Text, automaton
+from sfumato.grammar.regular import automaton
 
 SCALE = 10**PLACES
 DIGIT = One(charset((0x30, 0x39)))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sfumato.errors import ConfigError
+from sfumato.grammar.expressions import Alt, Expression
 from sfumato.grammar.json_layout import PYTHON
-from sfumato.grammar.regular import Alt, Expression
 
 WHAT = "the JSON schema"  # as errors name it
 

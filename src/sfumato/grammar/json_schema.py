@@ -18,6 +18,7 @@ from typing import Any
 
 from sfumato.errors import ConfigError
 from sfumato.grammar.dfa import BUDGET, Budget, Dfa
+from sfumato.grammar.expressions import Alt, Expression, Text
 from sfumato.grammar.json_containers import arrays, objects
 from sfumato.grammar.json_keywords import OWN, SCALARS, types_of
 from sfumato.grammar.json_layout import PYTHON, same
@@ -27,7 +28,7 @@ from sfumato.grammar.json_references import DEPTH, MOST_SCHEMAS, written_out
 from sfumato.grammar.json_strings import strings
 from sfumato.grammar.json_text import words
 from sfumato.grammar.products import complement, intersection
-from sfumato.grammar.regular import Alt, Expression, Text, automaton
+from sfumato.grammar.regular import automaton
 from sfumato.storage.files import Remedy
 from sfumato.storage.structured import parse_json
 

@@ -4,11 +4,12 @@ from sfumato.errors import ConfigError
 from sfumato.grammar.character_classes import ECMA
 from sfumato.grammar.charset import ANY
 from sfumato.grammar.dfa import Budget
+from sfumato.grammar.expressions import Cat, Expression, One, Repeat, Text
 from sfumato.grammar.json_placed import WHAT, All, bounds
 from sfumato.grammar.json_text import written
 from sfumato.grammar.patterns import read_pattern, search
 from sfumato.grammar.products import intersection
-from sfumato.grammar.regular import Cat, Expression, One, Repeat, Text, automaton
+from sfumato.grammar.regular import automaton
 
 CLOCK = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(Z|[+-](0\d|1[0-4]):[0-5]\d)"
 DATE = (

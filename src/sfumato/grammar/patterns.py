@@ -22,7 +22,7 @@ from sfumato.grammar.character_classes import (
     folded,
 )
 from sfumato.grammar.charset import ANY, LAST, CharSet, charset, inverse, letters_of
-from sfumato.grammar.regular import (
+from sfumato.grammar.expressions import (
     AT_BEGIN,
     AT_END,
     NOTHING,
