@@ -25,7 +25,9 @@ from sfumato.decoding.unmask import (
     TopProbability,
 )
 from sfumato.errors import ConfigError, DataError
-from sfumato.likelihood.teacher_forcing import BlockTexts, Remembered, teacher_forced
+from sfumato.likelihood.block_teacher_forcing import TeacherForcedBlocks
+from sfumato.likelihood.remembered import Remembered
+from sfumato.likelihood.teacher_forcing import teacher_forced
 from sfumato.noise.corruption import Masked, Uniform
 from sfumato.noise.schedules import Linear
 from sfumato.rng import Rng
@@ -111,7 +113,7 @@ def rows_of(lm, count=5, length=16):
 @pytest.mark.parametrize("each", [None, 3, 2, 1])
 def test_blocks_at_once_are_blocks_one_by_one(blocks, step, each):
     batch, corruption = rows_of(blocks), blocks.corruption
-    read = BlockTexts.read(blocks.denoiser, corruption, batch)
+    read = TeacherForcedBlocks.read(blocks.denoiser, corruption, batch)
     found = read.teacher_forced(step, Rng.from_seed(0, 5), steps_each=each)
     for row, written in enumerate([4, 3, 1, 4, 4]):
         alone = Batch(*(part[row : row + 1] for part in vars(batch).values()))
@@ -123,7 +125,7 @@ def test_blocks_at_once_are_blocks_one_by_one(blocks, step, each):
 @pytest.mark.parametrize("step", [KLASS, Ancestral(MASKED)], ids=repr)
 def test_blocks_at_once_remember_and_draw_as_blocks_one_by_one(blocks, step):
     batch, corruption, rng = rows_of(blocks), blocks.corruption, Rng.from_seed(0, 5)
-    read = BlockTexts.read(blocks.denoiser, corruption, batch)
+    read = TeacherForcedBlocks.read(blocks.denoiser, corruption, batch)
     found = read.teacher_forced(step, rng)
     expected = teacher_forced(
         blocks.denoiser, corruption, batch, step, rng, block=4, lookahead=False
@@ -135,7 +137,7 @@ def test_texts_are_read_once_and_every_state_is_asked_about_once(blocks):
     batch, calls = rows_of(blocks), []
     hook = blocks.model.register_forward_hook(lambda *_: calls.append(1))
     try:
-        read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
+        read = TeacherForcedBlocks.read(blocks.denoiser, blocks.corruption, batch)
         assert len(calls) == 1
         one = read.teacher_forced(Factor(Linear(), factor=1e9), Rng.from_seed(0, 5))
         assert len(calls) == 2
@@ -156,10 +158,10 @@ def test_texts_are_read_once_and_every_state_is_asked_about_once(blocks):
 
 def test_what_is_remembered_is_bounded_and_changes_nothing(blocks, monkeypatch):
     batch = rows_of(blocks)
-    read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
+    read = TeacherForcedBlocks.read(blocks.denoiser, blocks.corruption, batch)
     free = [read.teacher_forced(step, Rng.from_seed(0, 5)) for step in CHOOSERS]
-    monkeypatch.setattr("sfumato.likelihood.teacher_forcing.ROOM", 40 * len(blocks.tokenizer))
-    read = BlockTexts.read(blocks.denoiser, blocks.corruption, batch)
+    monkeypatch.setattr("sfumato.likelihood.remembered.ROOM", 40 * len(blocks.tokenizer))
+    read = TeacherForcedBlocks.read(blocks.denoiser, blocks.corruption, batch)
     tight = [read.teacher_forced(step, Rng.from_seed(0, 5)) for step in CHOOSERS]
     assert_close(tight, free, rtol=1e-5, atol=1e-5)
     assert sum(len(one) for one in read.denoiser.seen.values()) < 150
@@ -170,7 +172,7 @@ def test_remembering_changes_nothing_for_full_attention(lookahead):
     lm = tiny_lm()
     lm.model.norm.weight.data.mul_(8)
     batch, rng = rows_of(lm), Rng.from_seed(0, 5)
-    kept = Remembered.of(lm.denoiser)
+    kept = Remembered.of(lm.denoiser, told_time=lm.model.config.time_conditioned)
     for step in CHOOSERS:
         for block in (4, 8):
             around = {"block": block, "lookahead": lookahead}
@@ -199,11 +201,11 @@ def test_other_noise_and_packed_rows_are_refused(blocks):
     with pytest.raises(DataError, match="one document each"):
         teacher_forced(WRONG, MASKED, packed, CHOOSERS[0], same_draws(81))
     with pytest.raises(DataError, match="one document each"):
-        BlockTexts.read(blocks.denoiser, blocks.corruption, packed)
+        TeacherForcedBlocks.read(blocks.denoiser, blocks.corruption, packed)
     with pytest.raises(DataError, match="not whole blocks of 4"):
-        BlockTexts.read(blocks.denoiser, blocks.corruption, rows_of(blocks, length=14))
+        TeacherForcedBlocks.read(blocks.denoiser, blocks.corruption, rows_of(blocks, length=14))
     with pytest.raises(ConfigError, match="models of blocks"):
-        BlockTexts.read(tiny_lm().denoiser, blocks.corruption, TEXTS)
+        TeacherForcedBlocks.read(tiny_lm().denoiser, blocks.corruption, TEXTS)
 
 
 def law_of_threshold(level: float) -> torch.Tensor:

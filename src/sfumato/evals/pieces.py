@@ -20,7 +20,9 @@ from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
 from sfumato.data.sources import Source
 from sfumato.errors import DataError
 from sfumato.evals.settings import Grid, Setting
-from sfumato.likelihood.teacher_forcing import BlockTexts, Remembered, teacher_forced
+from sfumato.likelihood.block_teacher_forcing import TeacherForcedBlocks
+from sfumato.likelihood.remembered import Remembered
+from sfumato.likelihood.teacher_forcing import teacher_forced
 from sfumato.lm.model import DiffusionLM
 from sfumato.lm.pages import template
 from sfumato.rng import Rng
@@ -150,12 +152,13 @@ def score(
     batch = Batch(*(column.to(lm.device) for column in columns))
     rng = Rng.for_rows(seed, batch.slots)
     if lm.block_size:
-        read = BlockTexts.read(lm.denoiser, lm.corruption, batch)
+        read = TeacherForcedBlocks.read(lm.denoiser, lm.corruption, batch)
         for setting in settings:
             rule = setting.applied(lm.options).rule(lm.corruption)
             yield read.teacher_forced(rule, rng, steps_each=grid.steps_each(lm, setting))
         return
-    denoiser, lookahead = Remembered.of(lm.denoiser), lm.options.lookahead
+    told_time = lm.model.config.time_conditioned
+    denoiser, lookahead = Remembered.of(lm.denoiser, told_time=told_time), lm.options.lookahead
     if lookahead and stop < grid.canvas:
         rest = tokens.new_full((len(pieces), grid.canvas - stop), lm.special.mask)
         denoiser = denoiser.given(right=rest.to(lm.device))
