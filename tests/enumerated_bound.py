@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from worlds import MASK, VOCAB, Tabular, World, forward_law
 
+from sfumato.likelihood.result import Likelihood
 from sfumato.noise.corruption import Corruption, Hybrid, Masked, Uniform
 from sfumato.objectives.bound import LAST, time_of
 
@@ -82,3 +83,11 @@ def reverse_law(corruption: Corruption, denoiser: Tabular, steps: int) -> Tensor
 
 
 # --- what it measures ---
+
+
+def assert_measures(found: Likelihood, truth: Tensor, *, within: float):
+    """The law's mean of `found` is that of `truth`, which it tells to `within` of it."""
+    value, expected = WORLD.law @ found.nats, WORLD.law @ truth
+    error = (WORLD.law * found.noise).norm()
+    assert abs(value - expected) < 4 * error + 1e-6
+    assert error < within * expected
