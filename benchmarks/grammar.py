@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from racing import REGEX, SCHEMA
 
-from sfumato.data.tokenizer import token_bytes
+from sfumato.data.token_bytes import token_bytes
 from sfumato.decoding.constrained import Span, constrain
 from sfumato.decoding.unmask import LeftToRight
 from sfumato.errors import ConfigError

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from sfumato.data.tokenizer import encode, train_tokenizer
+from sfumato.data.tokenizer import encode
+from sfumato.data.tokenizer_training import train_tokenizer
 from sfumato.decoding.options import GenerationOptions
 from sfumato.lm.model import DiffusionLM
 from sfumato.lm.pages import template

@@ -11,7 +11,8 @@ from sfumato.cli import app
 from sfumato.data.pairs import Pairs, prepare_pairs
 from sfumato.data.sources import Source
 from sfumato.data.text import prepare
-from sfumato.data.tokenizer import save_tokenizer, train_tokenizer
+from sfumato.data.tokenizer_files import save_tokenizer
+from sfumato.data.tokenizer_training import train_tokenizer
 from sfumato.lm.model import DiffusionLM
 from sfumato.train import training
 

@@ -20,7 +20,7 @@ from sfumato.cli.calibrate import Calibrating
 from sfumato.cli.evaluate import Measuring
 from sfumato.cli.writing import Writing
 from sfumato.data.prepared import Prepared
-from sfumato.data.tokenizer import load_tokenizer
+from sfumato.data.tokenizer_files import load_tokenizer
 from sfumato.decoding.options import GenerationOptions
 from sfumato.evals.calibrate_options import CalibrateOptions
 from sfumato.evals.evaluate import EvaluateOptions

@@ -8,7 +8,8 @@ from sfumato.data import PairRows, Pairs, PreparedPairs, Rows, Source, prepare, 
 from sfumato.data.journal import Progress
 from sfumato.data.rows import open_rows
 from sfumato.data.sentences import cut_first
-from sfumato.data.tokenizer import encode, special_ids
+from sfumato.data.special_tokens import special_ids
+from sfumato.data.tokenizer import encode
 from sfumato.errors import ConfigError, DataError
 from sfumato.types import ABSENT
 

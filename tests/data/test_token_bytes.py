@@ -3,7 +3,7 @@
 import pytest
 from tiny_lm import tokenizer as tiny_tokenizer
 
-from sfumato.data.tokenizer import token_bytes
+from sfumato.data.token_bytes import token_bytes
 
 
 def test_bytes_of_tokens_spell_what_they_decode_to():

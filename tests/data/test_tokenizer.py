@@ -19,7 +19,8 @@ from sfumato.data import (
     special_ids,
     train_tokenizer,
 )
-from sfumato.data.tokenizer import SMALLEST, SPECIAL
+from sfumato.data.special_tokens import SPECIAL
+from sfumato.data.tokenizer_training import SMALLEST
 from sfumato.errors import ConfigError, DataError, TokenizerError
 
 STORY = (

@@ -10,7 +10,8 @@ from tiny_lm import SENTENCES, saved, tiny_lm
 from typer.testing import CliRunner
 
 from sfumato.cli import app
-from sfumato.data.tokenizer import train_tokenizer, vocabulary_digest
+from sfumato.data.tokenizer import vocabulary_digest
+from sfumato.data.tokenizer_training import train_tokenizer
 from sfumato.doctor.model import examine_model
 from sfumato.errors import CheckpointError
 from sfumato.lm.model import DiffusionLM

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sfumato import DiffusionLM
 from sfumato.data.text import prepare
-from sfumato.data.tokenizer import save_tokenizer
+from sfumato.data.tokenizer_files import save_tokenizer
 from sfumato.decoding.unmask import Threshold
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.evals.calibrate import calibrate, write_chosen

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sfumato.data.prepared import Prepared
 from sfumato.data.sources import Source
 from sfumato.data.text import prepare
-from sfumato.data.tokenizer import save_tokenizer, train_tokenizer
+from sfumato.data.tokenizer_files import save_tokenizer
+from sfumato.data.tokenizer_training import train_tokenizer
 from sfumato.errors import (
     CheckpointError,
     ConfigError,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_lm import CANVAS, HYBRID, MASKED, SENTENCES, UNIFORM, taught, tiny_lm
 
-from sfumato.data.tokenizer import MASK, SPECIAL
+from sfumato.data.special_tokens import MASK, SPECIAL
 from sfumato.decoding.filters import Forced, Suppress
 from sfumato.decoding.loops import generate
 from sfumato.decoding.options import GenerationOptions

@@ -3,7 +3,7 @@
 import pytest
 from tiny_lm import tiny_lm
 
-from sfumato.data.tokenizer import token_bytes
+from sfumato.data.token_bytes import token_bytes
 from sfumato.errors import ConfigError
 
 

@@ -74,7 +74,8 @@ def tokenizer_train(
 ) -> None:
     """Learn a byte-level BPE tokenizer."""
     from sfumato.data.text import TRAINING_CHARACTERS
-    from sfumato.data.tokenizer import save_tokenizer, train_tokenizer
+    from sfumato.data.tokenizer_files import save_tokenizer
+    from sfumato.data.tokenizer_training import train_tokenizer
 
     check_free(out, DataError)
     wanted = open_source(source, reading, limit=limit)
@@ -102,7 +103,7 @@ def data_prepare(
     from sfumato.data.pairs import Pairs, prepare_pairs
     from sfumato.data.tally import tell as told
     from sfumato.data.text import prepare
-    from sfumato.data.tokenizer import load_tokenizer
+    from sfumato.data.tokenizer_files import load_tokenizer
 
     for option, given in (
         ("--add-mask-token", tokens.add_mask_token),

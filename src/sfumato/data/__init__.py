@@ -5,16 +5,11 @@ from sfumato.data.pairs import Pairs, PreparedPairs, prepare_pairs
 from sfumato.data.prepared import Prepared
 from sfumato.data.rows import PairRows, Rows
 from sfumato.data.sources import Source
+from sfumato.data.special_tokens import SpecialIds, special_ids
 from sfumato.data.text import prepare
-from sfumato.data.tokenizer import (
-    SpecialIds,
-    encode,
-    fingerprint,
-    load_tokenizer,
-    save_tokenizer,
-    special_ids,
-    train_tokenizer,
-)
+from sfumato.data.tokenizer import encode, fingerprint
+from sfumato.data.tokenizer_files import load_tokenizer, save_tokenizer
+from sfumato.data.tokenizer_training import train_tokenizer
 
 __all__ = [
     "PairRows",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sfumato.arguments import PATH, TEXT
-from sfumato.data.tokenizer import fingerprint, load_tokenizer
+from sfumato.data.tokenizer import fingerprint
+from sfumato.data.tokenizer_files import load_tokenizer
 from sfumato.errors import ConfigError, DataError, near
 from sfumato.storage.files import Remedy, check_path
 from sfumato.storage.structured import check_shape, read_object

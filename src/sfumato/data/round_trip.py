@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sfumato.data.tokenizer import bytes_by_letter, encode, fast_backend
+from sfumato.data.token_bytes import bytes_by_letter
+from sfumato.data.tokenizer import encode, fast_backend
 from sfumato.errors import TokenizerError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 from sfumato.data.documents import Piece
 from sfumato.data.prepared import ENDS, SPLITS, token_dtype
 from sfumato.data.round_trip import difference, read_back
-from sfumato.data.tokenizer import SpecialIds, encode
+from sfumato.data.special_tokens import SpecialIds
+from sfumato.data.tokenizer import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

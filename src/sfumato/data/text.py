@@ -18,30 +18,6 @@ from pydantic import Field
 
 from sfumato.arguments import AMOUNT, COUNT, FLAG, PATH, Kind
 from sfumato.data.identity import changed_names
-from sfumato.data.prepared import (
-    FORMAT,
-    JOURNAL,
-    PREPARED,
-    Prepared,
-    hash_files,
-    length_statistics,
-)
-from sfumato.data.round_trip import Changes, refuse_changes
-from sfumato.data.sources import Readable, Source
-from sfumato.data.tally import Tally
-from sfumato.data.tokenizer import (
-    fingerprint,
-    load_tokenizer,
-    special_ids,
-    train_tokenizer,
-    write_tokenizer,
-)
-from sfumato.errors import ConfigError, DataError
-from sfumato.storage.publish import is_part
-from sfumato.storage.replace import created
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 from sfumato.data.journal import (
     LOCK,
     Journal,
@@ -52,7 +28,28 @@ from sfumato.data.journal import (
     write_json,
     writing_into,
 )
+from sfumato.data.prepared import (
+    FORMAT,
+    JOURNAL,
+    PREPARED,
+    Prepared,
+    hash_files,
+    length_statistics,
+)
+from sfumato.data.round_trip import Changes, refuse_changes
+from sfumato.data.sources import Readable, Source
+from sfumato.data.special_tokens import special_ids
+from sfumato.data.tally import Tally
+from sfumato.data.tokenizer import fingerprint
+from sfumato.data.tokenizer_files import load_tokenizer, write_tokenizer
+from sfumato.data.tokenizer_training import train_tokenizer
 from sfumato.data.tokenizing import SHARD, tokenize
+from sfumato.errors import ConfigError, DataError
+from sfumato.storage.publish import is_part
+from sfumato.storage.replace import created
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # A new tokenizer learns from this much text. It is plenty for its few thousand merges, and the
 # trainer keeps every distinct word, at about a kilobyte each.

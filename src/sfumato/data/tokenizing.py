@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfumato.data.documents import PIECE
+from sfumato.data.journal import Journal, Progress, progress_of, write_json, writing_into
 from sfumato.data.prepared import (
     ENDS,
     JOURNAL,
@@ -22,15 +23,12 @@ from sfumato.data.prepared import (
 from sfumato.data.round_trip import can_join, is_lossless, refuse_changes
 from sfumato.data.shards import Checked, Shard, assign, encode_shard, hold_end, shards
 from sfumato.data.sources import Readable
+from sfumato.data.special_tokens import special_ids
 from sfumato.data.tally import Tally
-from sfumato.data.tokenizer import (
-    special_ids,
-)
 from sfumato.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-from sfumato.data.journal import Journal, Progress, progress_of, write_json, writing_into
 
 SHARD = 2**20  # characters tokenized, written and noted in the journal at a time
 

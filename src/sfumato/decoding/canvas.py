@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.data.tokenizer import SpecialIds
+from sfumato.data.special_tokens import SpecialIds
 from sfumato.decoding.decoder import GAPS, SOURCE, Decoder, Writer, ending
 from sfumato.decoding.loops import generate
 from sfumato.decoding.options import GenerationOptions

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from sfumato.data.tokenizer import SpecialIds
+from sfumato.data.special_tokens import SpecialIds
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.request import Request
 from sfumato.decoding.step import Step

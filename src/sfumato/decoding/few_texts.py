@@ -19,7 +19,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sfumato.data.tokenizer import SpecialIds
+from sfumato.data.special_tokens import SpecialIds
 from sfumato.decoding.constrained import Constrained, Span
 from sfumato.decoding.filters import Allowed, Only
 from sfumato.decoding.logits import draw_tokens

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sfumato.data.tokenizer import load_tokenizer, special_ids
+from sfumato.data.special_tokens import special_ids
+from sfumato.data.tokenizer_files import load_tokenizer
 from sfumato.doctor.installation import Finding
 from sfumato.errors import SfumatoError
 from sfumato.lm.folders import (

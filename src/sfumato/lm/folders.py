@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from sfumato.data.tokenizer import SpecialIds
+    from sfumato.data.special_tokens import SpecialIds
     from sfumato.decoding.options import GenerationOptions
     from sfumato.lm.calibrated import Calibration
 
@@ -40,7 +40,7 @@ def load_folder(
 
     On the CPU; dtype "auto": as stored.
     """
-    from sfumato.data.tokenizer import load_tokenizer
+    from sfumato.data.tokenizer_files import load_tokenizer
     from sfumato.lm.calibrated import Calibration
     from sfumato.lm.generation_config import read_generation_config
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sfumato.arguments import FLAG
-from sfumato.data.tokenizer import special_ids, write_tokenizer
+from sfumato.data.special_tokens import special_ids
+from sfumato.data.tokenizer_files import write_tokenizer
 from sfumato.decoding.changes import Changes
 from sfumato.decoding.decoder import Writer
 from sfumato.decoding.options import GenerationOptions

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.data.tokenizer import SpecialIds, encode, token_bytes
+from sfumato.data.special_tokens import SpecialIds
+from sfumato.data.token_bytes import token_bytes
+from sfumato.data.tokenizer import encode
 from sfumato.decoding.options import GenerationOptions
 from sfumato.decoding.request import RowPart
 from sfumato.errors import ConfigError, DataError

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sfumato.errors import SfumatoError, told
+from sfumato.storage.files import Remedy, brief, read_bytes, read_text
 
 if TYPE_CHECKING:
     pass
-from sfumato.storage.files import Remedy, brief, read_bytes, read_text
 
 DEEPEST = 64  # lists and objects within each other
 

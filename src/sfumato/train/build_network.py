@@ -7,7 +7,7 @@ import torch
 
 from sfumato.data.pairs import PreparedPairs
 from sfumato.data.prepared import Prepared
-from sfumato.data.tokenizer import SpecialIds
+from sfumato.data.special_tokens import SpecialIds
 from sfumato.errors import ConfigError, near
 from sfumato.lm.folders import load_folder
 from sfumato.models import FAMILIES

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from sfumato.data.pairs import open_data
 from sfumato.data.rows import PairRows, Rows, open_rows
-from sfumato.data.tokenizer import fingerprint, special_ids, write_tokenizer
+from sfumato.data.special_tokens import special_ids
+from sfumato.data.tokenizer import fingerprint
+from sfumato.data.tokenizer_files import write_tokenizer
 from sfumato.decoding.options import GenerationOptions
 from sfumato.denoisers.full import Full
 from sfumato.devices import find_dtype
