@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from sfumato.data.text import prepare
+from sfumato.data.preparation import prepare
 from sfumato.train import Run, load_run, training
 from sfumato.train.events import Event, Stepped
 

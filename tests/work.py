@@ -8,9 +8,10 @@ from tiny_lm import tiny_lm
 
 import sfumato.evals.calibrate
 from sfumato.cli import app
-from sfumato.data.pairs import Pairs, prepare_pairs
+from sfumato.data.pairs import Pairs
+from sfumato.data.preparation import prepare
+from sfumato.data.prepared_pairs import prepare_pairs
 from sfumato.data.sources import Source
-from sfumato.data.text import prepare
 from sfumato.data.tokenizer_files import save_tokenizer
 from sfumato.data.tokenizer_training import train_tokenizer
 from sfumato.lm.model import DiffusionLM

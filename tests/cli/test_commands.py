@@ -597,7 +597,11 @@ def test_a_copy_is_calibrated_where_the_model_is_another_s(run, folder, tmp_path
 @pytest.mark.parametrize(
     ("part", "words", "then"),
     [
-        ("sfumato.data.text.prepare", ("data", "prepare"), "give the same command again to go on"),
+        (
+            "sfumato.data.preparation.prepare",
+            ("data", "prepare"),
+            "give the same command again to go on",
+        ),
         ("sfumato.evals.evaluate.evaluate", ("evaluate",), "nothing was changed"),
     ],
 )

@@ -10,8 +10,8 @@ from small_runs import prepare_words
 from typer.testing import CliRunner
 
 from sfumato.cli import app
-from sfumato.data.pairs import open_data
 from sfumato.data.prepared import Prepared
+from sfumato.data.prepared_pairs import open_data
 from sfumato.doctor.data import examine_data
 from sfumato.errors import DataError
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sfumato import DiffusionLM
-from sfumato.data.text import prepare
+from sfumato.data.preparation import prepare
 from sfumato.data.tokenizer_files import save_tokenizer
 from sfumato.decoding.unmask import Threshold
 from sfumato.errors import CheckpointError, ConfigError, DataError

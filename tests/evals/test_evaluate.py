@@ -8,9 +8,9 @@ import torch
 from tiny_lm import CANVAS, HYBRID, SENTENCES, UNIFORM, saved, taught, tiny_lm, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sfumato.data.preparation import prepare
 from sfumato.data.prepared import Prepared
 from sfumato.data.sources import Source
-from sfumato.data.text import prepare
 from sfumato.data.tokenizer_files import save_tokenizer
 from sfumato.data.tokenizer_training import train_tokenizer
 from sfumato.errors import (

@@ -8,11 +8,11 @@ import torch
 from tiny_lm import SENTENCES, tiny_lm, tokenizer
 
 from sfumato.data import Pairs
-from sfumato.data.pairs import prepare_pairs
+from sfumato.data.preparation import prepare
 from sfumato.data.prepared import Prepared
+from sfumato.data.prepared_pairs import prepare_pairs
 from sfumato.data.rows import open_rows
 from sfumato.data.sources import Source
-from sfumato.data.text import prepare
 from sfumato.estimates import ratio
 from sfumato.evals.held_out import held_out, shuffled
 

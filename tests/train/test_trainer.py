@@ -324,7 +324,7 @@ def test_what_cannot_be_trained_is_refused(words, tmp_path, overrides, message):
 
 
 def test_data_without_held_out_text_are_refused(tmp_path):
-    from sfumato.data.text import prepare
+    from sfumato.data.preparation import prepare
 
     (tmp_path / "x.txt").write_text("one small text " * 40)
     prepare(tmp_path / "x.txt", tmp_path / "x", vocab_size=270, validation=0.0, workers=1)

@@ -73,7 +73,7 @@ def tokenizer_train(
     limit: LimitOption = None,
 ) -> None:
     """Learn a byte-level BPE tokenizer."""
-    from sfumato.data.text import TRAINING_CHARACTERS
+    from sfumato.data.preparation import TRAINING_CHARACTERS
     from sfumato.data.tokenizer_files import save_tokenizer
     from sfumato.data.tokenizer_training import train_tokenizer
 
@@ -100,9 +100,10 @@ def data_prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Tokenize text into memory-mapped files. Run it again after a kill and it goes on."""
-    from sfumato.data.pairs import Pairs, prepare_pairs
+    from sfumato.data.pairs import Pairs
+    from sfumato.data.preparation import prepare
+    from sfumato.data.prepared_pairs import prepare_pairs
     from sfumato.data.tally import tell as told
-    from sfumato.data.text import prepare
     from sfumato.data.tokenizer_files import load_tokenizer
 
     for option, given in (

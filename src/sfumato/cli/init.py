@@ -27,7 +27,7 @@ def init(
     if out is not None and out.exists():
         raise ConfigError(f"{out} is there already; give a new file")
     with show_status("looking at the data"):
-        from sfumato.data.pairs import PreparedPairs, open_data
+        from sfumato.data.prepared_pairs import PreparedPairs, open_data
         from sfumato.devices import find_device
 
         found = open_data(data)

@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from sfumato.arguments import MOST, TEXT, Kind
-from sfumato.data.pairs import SOURCES, TARGETS, PreparedPairs, holds_pairs
+from sfumato.data.pairs import SOURCES, TARGETS
 from sfumato.data.prepared import Prepared
+from sfumato.data.prepared_pairs import PreparedPairs, holds_pairs
 from sfumato.errors import ConfigError, near
 from sfumato.types import ABSENT
 

@@ -4,8 +4,6 @@ A source is read as a stream of pieces. Most documents are one piece; a long one
 so that a single file of any size passes through bounded memory.
 """
 
-import difflib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,17 +16,12 @@ from sfumato.arguments import check_fields
 from sfumato.data.documents import END_OF_TEXT, PIECE, Piece, count_borders, cut, split_text
 from sfumato.data.encoded import TEXT
 from sfumato.data.formats import kind_of, known_kinds, read_records, read_text
+from sfumato.data.hub_data import read_hub
 from sfumato.data.identity import digest_file, digest_texts, stamps
-from sfumato.data.records import Record, text_of
-from sfumato.data.tally import (
-    EMPTY_FILES,
-    HIDDEN_FILES,
-    NO_FILES,
-    OTHER_KINDS,
-    WITHOUT_TEXT,
-    Tally,
-)
-from sfumato.errors import ConfigError, DataError, told
+from sfumato.data.local_files import files_inside, near_names
+from sfumato.data.records import Record
+from sfumato.data.tally import WITHOUT_TEXT, Tally
+from sfumato.errors import ConfigError, DataError
 
 AUTO = "auto"  # documents end where the text shows it
 Documents = Annotated[int, Field(ge=1, lt=2**63, title="at least 1 document")]
@@ -91,9 +84,9 @@ class Source:
                 raise DataError(f"{path}: unknown format; expected one of {known_kinds()}")
             return [path]
         if path.is_dir():
-            return _inside(path, tally)
+            return files_inside(path, tally)
         if kind_of(path) is not None or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.name):
-            raise DataError(f"no file or folder {path}; {_near(path) or 'check the path'}")
+            raise DataError(f"no file or folder {path}; {near_names(path) or 'check the path'}")
         return []
 
     def identity(self) -> dict[str, object]:
@@ -166,7 +159,7 @@ class Source:
     def records(self, wanted: Sequence[str], tally: Tally) -> Iterator[tuple[str, Record]]:
         """The wanted fields of every record and its place, blank ones too; no limit."""
         files = self._found(tally)
-        for number, record in enumerate(() if files else _read_hub(self, wanted, tally), 1):
+        for number, record in enumerate(() if files else self._of_hub(wanted, tally), 1):
             yield f"{self.name}, record {number}", record
         for path in files:
             if kind_of(path) == TEXT:
@@ -178,7 +171,7 @@ class Source:
     def _chunks(self, tally: Tally) -> Iterator[Piece]:
         files = self._found(tally)
         if not files:
-            for [text] in _read_hub(self, [self.field], tally):
+            for [text] in self._of_hub([self.field], tally):
                 yield Piece(text, True)
         for path in files:
             tally.files[kind_of(path) or ""] += 1
@@ -194,6 +187,9 @@ class Source:
             separator = self._separator(path, alone=alone, tally=tally)
             return split_text(read_text(path, tally), separator)
         return (Piece(text, True) for [text] in read_records(path, [self.field], tally))
+
+    def _of_hub(self, wanted: Sequence[str], tally: Tally) -> Iterator[Record]:
+        return read_hub(self.name, self.config, self.split, self.streaming, wanted, tally)
 
     def sample(self, characters: int) -> Iterator[str]:
         """The beginning of every file, about `characters` of text in all.
@@ -219,82 +215,3 @@ class Source:
     def documents(self) -> Iterator[str]:
         """Every document that is not blank, whole."""
         return (piece.text for piece in self.pieces(None))
-
-
-def _inside(folder: Path, tally: Tally) -> list[Path]:
-    """The files of a folder that can be read, and have something in them; in order."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"cannot read folder {error.filename}: {error.strerror}") from error
-
-    found: list[Path] = []
-    for place, folders, names in os.walk(folder, onerror=fail):
-        tally.leave_out(HIDDEN_FILES, sum(name.startswith(".") for name in folders))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        tally.leave_out(NO_FILES, sum((Path(place) / name).is_symlink() for name in folders))
-        for path in (Path(place) / name for name in names):
-            if path.name.startswith("."):
-                tally.leave_out(HIDDEN_FILES)
-            elif not path.is_file():
-                tally.leave_out(NO_FILES)
-            elif kind_of(path) is None:
-                tally.leave_out(OTHER_KINDS)
-                tally.other_kinds[path.suffix or path.name] += 1
-            elif not path.stat().st_size:
-                tally.leave_out(EMPTY_FILES)
-            else:
-                found.append(path)
-    if not found:
-        raise DataError(
-            f"folder {folder} holds no file of a known format with something in it: {known_kinds()}"
-        )
-    return sorted(found)
-
-
-def _near(path: Path) -> str:
-    """'did you mean a, b?' for a misspelt path, or nothing."""
-    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-    close = difflib.get_close_matches(path.name, [p.name for p in siblings])
-    return f"did you mean {', '.join(close)}?" if close else ""
-
-
-def _revision(name: str) -> str | None:
-    """The commit that a data set on the Hub is at; None where nothing tells it, as offline."""
-    from huggingface_hub import HfApi
-
-    try:
-        return HfApi().dataset_info(name, timeout=20).sha
-    except Exception:  # of a network and its libraries; reading says what is wrong, if anything is
-        return None
-
-
-def _read_hub(source: Source, wanted: Sequence[str], tally: Tally) -> Iterator[Record]:
-    from datasets import load_dataset
-
-    what, revision = f"data set {source.name}", _revision(source.name)
-    tally.revision = revision or ""
-    try:
-        rows = load_dataset(
-            source.name,
-            source.config,
-            split=source.split,
-            streaming=source.streaming,
-            revision=revision,
-        )
-        names = rows.column_names
-        if names is not None and set(wanted) <= set(names):
-            rows = rows.select_columns(list(dict.fromkeys(wanted)))
-        for number, row in enumerate(rows, 1):
-            where = f"{what}, row {number}"
-            yield tuple(text_of(row, field, where) for field in wanted)
-    except DataError:
-        raise
-    # The library and the network below it fail in more ways than can be listed.
-    except Exception as error:
-        reason = told(error)
-        near = _near(Path(source.name))
-        raise DataError(
-            f"no file or folder {source.name} here{near and f' ({near})'}, and cannot read {what}, "
-            f"split {source.split!r}, from the Hugging Face Hub: {reason}; check the name, split, "
-            "config and connection and run the same command again; without a network give a file"
-        ) from error

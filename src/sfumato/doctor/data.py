@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from sfumato.data.pairs import PAIRS, PreparedPairs, holds_pairs, open_data
 from sfumato.data.prepared import JOURNAL, PREPARED
+from sfumato.data.prepared_pairs import PAIRS, PreparedPairs, holds_pairs, open_data
 from sfumato.doctor.installation import Finding
 from sfumato.errors import SfumatoError
 

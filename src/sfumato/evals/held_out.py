@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.data.pairs import PreparedPairs, holds_pairs
 from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
+from sfumato.data.prepared_pairs import PreparedPairs, holds_pairs
 from sfumato.data.round_trip import is_lossless
 from sfumato.data.rows import open_rows
 from sfumato.data.sources import Source

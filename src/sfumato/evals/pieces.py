@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.data.pairs import holds_pairs
 from sfumato.data.prepared import JOURNAL, PREPARED, Prepared
+from sfumato.data.prepared_pairs import holds_pairs
 from sfumato.data.sources import Source
 from sfumato.errors import DataError
 from sfumato.evals.settings import Grid, Setting

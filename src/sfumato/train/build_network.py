@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from sfumato.data.pairs import PreparedPairs
 from sfumato.data.prepared import Prepared
+from sfumato.data.prepared_pairs import PreparedPairs
 from sfumato.data.special_tokens import SpecialIds
 from sfumato.errors import ConfigError, near
 from sfumato.lm.folders import load_folder

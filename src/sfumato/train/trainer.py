@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.data.pairs import open_data
+from sfumato.data.prepared_pairs import open_data
 from sfumato.data.rows import PairRows, Rows, open_rows
 from sfumato.data.special_tokens import special_ids
 from sfumato.data.tokenizer import fingerprint

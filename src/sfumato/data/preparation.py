@@ -55,13 +55,8 @@ if TYPE_CHECKING:
 # trainer keeps every distinct word, at about a kilobyte each.
 TRAINING_CHARACTERS = 2**26
 
-
 HELD_OUT = Kind(Annotated[float, Field(ge=0, lt=1, title="a share of the text in [0, 1)")])
-
-
 TELL = Kind(Annotated[Callable[..., Any] | None, Field(title="a function of one argument")])
-
-
 SOURCE = Kind(Annotated[str | Path | Readable, Field(title="a path, a name or a Source")])
 
 
