@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sfumato.decoding.canvas import NO_COMPILE, reading
+from sfumato.decoding.canvas import NO_COMPILE
 from sfumato.decoding.decoder import GAPS, SOURCE, Decoder, Writer, check_prefix, ending
 from sfumato.decoding.filters import divided
 from sfumato.decoding.logits import confidences
@@ -79,10 +79,11 @@ class Growing(Decoder):
         check_prefix(writer, request)
 
     @classmethod
+    @torch.no_grad()
     def of(cls, writer: Writer, request: Request) -> "Growing":
-        network = Full.of(writer.compute(request), writer.special.mask)
-        shown = reading(request, network, writer.special)
-        assert isinstance(shown, Full), "not guided: that was refused"
+        shown = Full.of(writer.compute(request), writer.special.mask)
+        if request.source is not None:  # and nothing is on the left: all is on one page
+            shown = shown.conditioned(request.source)
         places = [part for row in request.rows for part in row if isinstance(part, slice)]
         own = {"growth": request.options.growth(), "places": places}
         return cls(denoiser=shown, block=request.options.block, **own, **ending(writer))

@@ -160,11 +160,6 @@ def load_weights(folder: Path, config: Any, dtype: "torch.dtype | str" = "auto")
         model = family.from_pretrained(folder, **own)
     else:
         model = load_hub(folder, config, dtype)
-        if model.shift:
-            raise CheckpointError(
-                f"the model in {folder} is a causal one, of which nobody has made a diffusion "
-                "model; expected a masked language model, or one that a run has trained"
-            )
     check_finite(model.named_parameters(), folder)
     return model
 

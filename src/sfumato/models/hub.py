@@ -10,7 +10,7 @@ Shapes: B rows, L positions, D width, H heads, E head width, V vocabulary, N pos
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from sfumato.models.attention import (
 from sfumato.models.kv_cache import Before, KeyValues, Past
 from sfumato.models.output import DiffusionOutput
 from sfumato.models.output_loss import score_integrand
+from sfumato.models.saving import save_network
 from sfumato.rng import Rng
 from sfumato.types import Integrand
 
@@ -314,11 +315,48 @@ class HubNetwork(nn.Module):
 
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """The model as transformers has it, its config with our words beside its own."""
+        config = copy.deepcopy(self.model.config)
         for name in READING:
-            setattr(self.model.config, name, getattr(self.config, name))
-        own = {name.removeprefix("model."): weight for name, weight in weights.items()}
-        complete = {**self.model.state_dict(), **own}
-        self.model.save_pretrained(folder, state_dict=complete)
+            setattr(config, name, getattr(self.config, name))
+        config.dtype = next(iter(weights.values())).dtype
+        config.architectures = [type(self.model).__name__]
+        save_network(folder, config, weights)
+
+    # names of weights and modules are those of the model, as its folder has them
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.model.named_parameters(prefix, recurse, remove_duplicate)
+
+    def named_modules(
+        self,
+        memo: set[nn.Module] | None = None,
+        prefix: str = "",
+        remove_duplicate: bool = True,
+    ) -> Generator[tuple[str, nn.Module], None, None]:
+        yield from self.model.named_modules(memo, prefix, remove_duplicate)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.get_output_embeddings()  # type: ignore[return-value]
+
+    def activation_checkpointing_enable(self) -> None:
+        """Layers are computed again in the backward pass, which is that of one forward pass."""
+        self.model.activation_checkpointing_enable()
+
+    def compile_blocks(self) -> None:
+        """Raises: only our own transformer's blocks are compiled in training."""
+        raise ConfigError(
+            "train.torch_compile is for model.family=sfumato; leave it out, or train without it"
+        )
+
+    def freeze_decoder(self) -> None:
+        """Raises: there is no encoder beside it."""
+        raise ConfigError("model.freeze_decoder needs an encoder that learns; add one")
+
+    def num_weights(self) -> int:
+        """Trainable numbers, tied ones once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
 class CrossEntropy:

@@ -12,8 +12,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from sfumato.errors import CheckpointError
+from sfumato.errors import CheckpointError, ConfigError, near, told
 from sfumato.models.hub import HubNetwork, read_as
+from sfumato.models.memory import check_memory
 
 KINDS = frozenset(CONFIG_MAPPING_NAMES)  # types of models that transformers has code for
 
@@ -21,7 +22,39 @@ KINDS = frozenset(CONFIG_MAPPING_NAMES)  # types of models that transformers has
 def read_hub_config(folder: Path) -> Any:
     """The config of a folder, by transformers' own class; code in the folder is never run."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return read_as(config, causal=not is_masked(config, folder))
+    causal = not is_masked(config, folder)
+    if causal and not hasattr(config, "objective"):
+        raise CheckpointError(
+            f"the model in {folder} is a causal one, of which nobody has made a diffusion model; "
+            "expected a masked language model, or one that a run has trained"
+        )
+    return read_as(config, causal=causal)
+
+
+def new_hub_network(kind: str, reading: dict[str, Any], keys: dict[str, Any]) -> HubNetwork:
+    """Fresh weights for a type of model; `reading` as in `models.hub.READING`.
+
+    Raises ConfigError for keys that do not go together, as transformers says it.
+    """
+    auto = AutoModelForCausalLM
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        auto = AutoModelForMaskedLM
+    elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(f"transformers has no language model of type {kind}")
+    known = set(AutoConfig.for_model(kind).to_dict())
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"{kind} has no key model.config.{key}{near(key, known)}")
+    try:
+        config = AutoConfig.for_model(kind, **keys)
+        with torch.device("meta"):
+            weights = sum(each.numel() for each in auto.from_config(config).parameters())
+    except Exception as error:  # of whatever kind
+        raise ConfigError(f"transformers makes no {kind} of model.config: {told(error)}") from error
+    check_memory(weights)
+    for name, value in reading.items():
+        setattr(config, name, value)
+    return HubNetwork.of(auto.from_config(config))
 
 
 def load_hub(folder: Path, config: Any, dtype: "torch.dtype | str") -> HubNetwork:

@@ -9,7 +9,6 @@ N positions at which an output is wanted.
 """
 
 import copy
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -36,10 +35,10 @@ from sfumato.models.kv_cache import KeyValues, Past
 from sfumato.models.layers import Block, RMSNorm, rotary
 from sfumato.models.output import DiffusionOutput
 from sfumato.models.output_loss import compute_dtype, score_hidden, score_integrand
+from sfumato.models.saving import save_network
 from sfumato.models.shared_rows import SharedRows
 from sfumato.models.time_embedding import TimeEmbedding, ZeroLinear
 from sfumato.rng import Rng
-from sfumato.storage.tensors import save_tensors
 from sfumato.types import Integrand
 
 
@@ -271,10 +270,7 @@ class DiffusionTransformer(PreTrainedModel):
         config = copy.deepcopy(self.config)
         config.dtype = next(iter(weights.values())).dtype
         config.architectures = [type(self).__name__]
-        place = folder / "model.safetensors"
-        save_tensors(weights, place)
-        config.save_pretrained(folder)
-        shutil.copymode(folder / "config.json", place)  # safetensors keeps its files to their owner
+        save_network(folder, config, weights)
 
     def num_weights(self) -> int:
         """Trainable numbers, tied ones once."""

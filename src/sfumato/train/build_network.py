@@ -1,6 +1,5 @@
 """From a run's options to its network: fresh or loaded, with an encoder if it says so."""
 
-import os
 from typing import Any
 
 import torch
@@ -14,10 +13,14 @@ from sfumato.models import FAMILIES
 from sfumato.models.attention import attend_from
 from sfumato.models.config import SHAPE, TransformerConfig
 from sfumato.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from sfumato.models.hub_loading import KINDS as HUB_KINDS
+from sfumato.models.hub_loading import new_hub_network
+from sfumato.models.memory import check_memory
 from sfumato.models.transformer import DiffusionTransformer
 from sfumato.noise.schedules import SCHEDULES
 from sfumato.train.build_objective import check_rule
 from sfumato.train.config import EncoderOptions, ModelOptions, Run
+from sfumato.train.world import World
 
 # the attention of an objective's model; full for the others
 ATTENTION = {"next_token": "causal", "block": "block_causal"}
@@ -81,23 +84,33 @@ def build_model(
     options = run.model
     check_rule(run.corruption.schedule, SCHEDULES, "corruption.schedule")
     objective, corruption = _reading(run)
+    reading = {
+        "objective": objective,
+        "corruption": corruption,
+        "attention": options.attention or ATTENTION.get(run.objective.name, "full"),
+        "block_size": options.block_size,
+        "time_conditioned": options.time_conditioned,
+        "mask_token_id": special.mask,
+    }
+    common = {
+        **_own_shape(options),
+        "vocab_size": vocab_size,
+        "max_position_embeddings": options.max_position_embeddings or positions or run.data.length,
+        "pad_token_id": special.pad,
+        "bos_token_id": special.bos,
+        "eos_token_id": special.eos,
+    }
+    if options.family in HUB_KINDS:
+        return _hub_network(run, reading, common)
     config_class, network = _family(options.family)
+    if options.config:
+        raise ConfigError("model.config is for families of transformers; leave it out")
     config = config_class.of_size(
         options.size,
-        **_own_shape(options),
-        vocab_size=vocab_size,
-        max_position_embeddings=options.max_position_embeddings or positions or run.data.length,
+        **common,
+        **reading,
         dropout=options.dropout,
-        time_conditioned=options.time_conditioned,
-        attention=options.attention or ATTENTION.get(run.objective.name, "full"),
-        block_size=options.block_size,
-        objective=objective,
-        corruption=corruption,
         architectures=[network.__name__],
-        mask_token_id=special.mask,
-        pad_token_id=special.pad,
-        bos_token_id=special.bos,
-        eos_token_id=special.eos,
     )
     _check_memory(config)
     with torch.random.fork_rng():
@@ -105,11 +118,31 @@ def build_model(
         return network(config)
 
 
+def _hub_network(run: Run, reading: dict[str, Any], common: dict[str, Any]) -> Any:
+    """A family of transformers with fresh weights; `model.config` has its keys."""
+    options = run.model
+    for name in ("size", "dropout", "time_conditioned", "encoder"):
+        if getattr(options, name) != getattr(ModelOptions(), name):
+            raise ConfigError(
+                f"model.{name} is for model.family=sfumato; leave it out, and put keys of "
+                f"{options.family} into model.config"
+            )
+    twice = common.keys() & options.config.keys() - {"max_position_embeddings"}
+    if "vocab_size" in twice and options.config["vocab_size"] != common["vocab_size"]:
+        raise ConfigError(
+            f"model.config.vocab_size is {options.config['vocab_size']}, and the tokenizer of the "
+            f"data has {common['vocab_size']}; leave it out"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        return new_hub_network(options.family, reading, {**common, **options.config})
+
+
 def _family(name: str) -> tuple[type[TransformerConfig], type[DiffusionTransformer]]:
     """The classes of a kind of network."""
     known = {key: kinds for key, kinds in FAMILIES.items() if not kinds[1].reads_source}
     if name not in known:
-        raise ConfigError(f"unknown model.family '{name}'{near(name, known)}")
+        raise ConfigError(f"unknown model.family '{name}'{near(name, {*known, *HUB_KINDS})}")
     return known[name]
 
 
@@ -118,13 +151,11 @@ def _check_memory(config: TransformerConfig) -> None:
     width, inner = config.hidden_size, config.intermediate_size
     layer = 4 * width**2 + 3 * width * inner
     weights = config.vocab_size * width + config.num_hidden_layers * layer
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 4 * weights > memory:
-        raise ConfigError(
-            f"a network of model.hidden_size {width}, intermediate_size {inner} and "
-            f"{config.num_hidden_layers} layers has {weights:.3g} weights: in float32 "
-            f"{weights / 2**28:,.0f} GiB, and this machine has {memory / 2**30:,.0f}; make it less"
-        )
+    check_memory(
+        weights,
+        f" of model.hidden_size {width}, intermediate_size {inner} and "
+        f"{config.num_hidden_layers} layers",
+    )
 
 
 def _own_shape(options: ModelOptions | EncoderOptions) -> dict[str, int]:
@@ -171,7 +202,7 @@ def add_encoder(
     options, config, start = run.model.encoder, decoder.config, None
     assert options is not None, "asked for"
     assert isinstance(config, TransformerConfig), "the network's own"
-    if type(decoder) is not DiffusionTransformer and not decoder.reads_source:
+    if decoder.config.model_type not in FAMILIES:
         raise ConfigError("model.encoder is for model.family=sfumato; leave one of them out")
     if decoder.reads_source:
         raise ConfigError(f"{run.model.init_from} has an encoder; leave out model.encoder")
@@ -204,3 +235,19 @@ def _reading(run: Run) -> tuple[str, dict[str, Any]]:
     causal = run.objective.name == "next_token"
     name = "next_token" if causal else run.corruption.name
     return name, run.corruption.model_dump(exclude_none=True)
+
+
+def check_spread(run: Run, network: Any, world: World) -> None:
+    """Raise for what a network of transformers does not do yet."""
+    if network.config.model_type in FAMILIES:
+        return
+    if world.size > 1 and run.train.parallel == "shard":
+        raise ConfigError(
+            f"train.parallel=shard is for model.family=sfumato, and this is a "
+            f"{network.config.model_type}; use train.parallel=replicate"
+        )
+    if run.train.gradient_checkpointing and run.objective.name == "block":
+        raise ConfigError(
+            f"train.gradient_checkpointing with objective.name=block is for model.family=sfumato, "
+            f"and this is a {network.config.model_type}; leave one of them out"
+        )

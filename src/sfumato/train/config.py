@@ -121,7 +121,9 @@ class ModelOptions(Section):
     """The network: a size by name, and what differs from it."""
 
     family: str = "sfumato"
-    """The kind of network, of those in sfumato.models.FAMILIES."""
+    """sfumato, or a type of transformers, such as modernbert or llama."""
+    config: dict[str, Any] = {}
+    """Keys of a type of transformers, by its own names."""
     size: str = "small"
     """tiny, small, medium, large, xlarge or xxlarge."""
     hidden_size: Width | None = None

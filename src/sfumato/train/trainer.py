@@ -34,7 +34,7 @@ from sfumato.storage.publish import published, sweep_parts
 from sfumato.storage.replace import write_text, writing
 from sfumato.storage.structured import check_shape
 from sfumato.storage.tensors import check_finite
-from sfumato.train.build_network import build_network
+from sfumato.train.build_network import build_network, check_spread
 from sfumato.train.build_objective import build_corruption, build_measure, build_objective
 from sfumato.train.checkpoint import DAMAGED, SHAPE, STATE, Checkpoints
 from sfumato.train.config import Run
@@ -101,6 +101,7 @@ class Trainer:
             self.model.activation_checkpointing_enable()
         if run.train.torch_compile:
             self.model.compile_blocks()
+        check_spread(run, self.model, world)
         scored = Scored(self.model, Full.of(self.model, self.special.mask))
         self.scored = world.spread(scored, run.train.parallel)  # nothing after it is refused
         self.dtype = find_dtype(run.train.precision, world.device)

@@ -24,10 +24,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 
 from sfumato.devices import find_device
 from sfumato.errors import ConfigError
+from sfumato.models.sharding import layers, networks_in
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class World:
         if parallel == "replicate":
             return DistributedDataParallel(module)
         mesh = init_device_mesh(self.device.type, (self.size,))
-        for model in [m for m in module.modules() if isinstance(m, PreTrainedModel)]:
+        for model in networks_in(module):
             for layer in layers(model):
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
@@ -92,12 +92,6 @@ def release(module: nn.Module) -> None:
     """
     if isinstance(module, DistributedDataParallel):
         del module.logger, module.reducer
-
-
-def layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The repeated parts of a network, which are sharded one by one."""
-    kinds = model._no_split_modules or ()
-    return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
 def reshard(model: nn.Module) -> None:
