@@ -6,6 +6,7 @@ import pytest
 import torch
 from hub_models import CAUSAL, LOCAL, MASKED, VOCAB, hub_model
 from torch.testing import assert_close
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sfumato.errors import ConfigError
 from sfumato.models.hub import HubNetwork
@@ -68,3 +69,19 @@ def test_a_pass_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one, two)
     assert not torch.equal(one, network(TOKENS, rng=Rng.from_seed(4, 2)).logits)
+
+
+def test_attention_with_a_part_that_is_not_known_is_refused(monkeypatch):
+    network = taken_apart("llama")
+    attend = ALL_ATTENTION_FUNCTIONS["sfumato"]
+    sinks = lambda *args, **own: attend(*args, **own, s_aux=torch.zeros(4))  # noqa: E731
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sfumato", sinks)
+    with pytest.raises(ConfigError, match="LlamaAttention passes s_aux to its attention"):
+        network(TOKENS)
+
+
+def test_a_model_whose_layers_do_not_all_attend_is_refused():
+    network = taken_apart("llama")
+    network.config.num_hidden_layers = 4
+    with pytest.raises(ConfigError, match="4 layers, of which 3 attend by transformers' interface"):
+        network(TOKENS)

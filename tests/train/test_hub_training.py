@@ -1,13 +1,18 @@
 """Families of transformers are trained by an ordinary run file."""
 
+import copy
+
 import pytest
 import torch
+from hub_models import hub_model
 from safetensors.torch import load_file
 from small_runs import of_kind, prepare_words, run_all, small_run
 from transformers import AutoModelForMaskedLM
 
 from sfumato.errors import ConfigError
 from sfumato.lm.model import DiffusionLM
+from sfumato.models.hub import HubNetwork
+from sfumato.train.build_network import check_spread
 from sfumato.train.events import Evaluated, Stepped
 from sfumato.train.trainer import Trainer
 from sfumato.train.world import World
@@ -111,3 +116,14 @@ def test_gradient_checkpointing_changes_no_loss(words, tmp_path):
         )
         losses.append([event.loss for event in of_kind(run_all(run), Stepped)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_it_is_not_sharded(words, tmp_path):
+    run = hub_run(words, tmp_path / "run", "bert", "train.parallel=shard")
+    network = HubNetwork.of(copy.deepcopy(hub_model("bert")))
+    with pytest.raises(
+        ConfigError, match=r"shard is for model\.family=sfumato, and this is a bert"
+    ):
+        check_spread(
+            run, HubNetwork.of(copy.deepcopy(hub_model("bert"))), World(torch.device("cpu"), 0, 2)
+        )

@@ -62,10 +62,10 @@ class BlockReader(ABC):
     def select(self, rows: Tensor) -> "BlockReader":
         """Some rows [n] only."""
 
+    @abstractmethod
     def settled(self, tokens: Tensor, keep: Tensor) -> "BlockReader":
         """Having read the block of the last pass, now tokens [B, S], in the rows `keep` [B]: of one
         that `settles`, which runs no network for that."""
-        raise NotImplementedError
 
 
 def columns_of(model: Any, size: int) -> int:
