@@ -35,6 +35,12 @@ def prefix() -> DiffusionLM:
     return tiny_lm(MASKED, max_position_embeddings=64)
 
 
+def test_a_text_that_grows_depends_on_its_source_too():
+    lm, own = conditional("masked"), {"seed": 1, "grow": 6, "length": 12, "layout": "padded"}
+    fox, bear = (lm.generate(one, **own).texts[0] for one in (FOX, BEAR))
+    assert fox != bear
+
+
 @pytest.mark.parametrize("objective", ["masked", "next_token"])
 def test_text_depends_on_its_source_and_on_nothing_else(objective):
     lm = conditional(objective)

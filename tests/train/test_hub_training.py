@@ -124,6 +124,4 @@ def test_it_is_not_sharded(words, tmp_path):
     with pytest.raises(
         ConfigError, match=r"shard is for model\.family=sfumato, and this is a bert"
     ):
-        check_spread(
-            run, HubNetwork.of(copy.deepcopy(hub_model("bert"))), World(torch.device("cpu"), 0, 2)
-        )
+        check_spread(run, network, World(torch.device("cpu"), 0, 2))
